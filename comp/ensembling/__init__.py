@@ -1,0 +1,1 @@
+"""Voting rules, selection, honest estimates, the submission."""

@@ -1,0 +1,1 @@
+"""Views (test-time augmentation) and the only loop that evaluates a network."""

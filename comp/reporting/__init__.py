@@ -1,0 +1,1 @@
+"""Tables, comparisons, curves and pictures of what others measured."""

@@ -1,0 +1,1 @@
+"""One fold from start to finish."""

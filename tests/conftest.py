@@ -1,0 +1,27 @@
+"""What tests of every room share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def project() -> Path:
+    """The checkout's folder."""
+    return PROJECT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real photos and weights beside the checkout; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("COMP_SHARED") or PROJECT.parent / "shared")
+    if not (folder / "data" / "tf-flowers").is_dir():
+        pytest.skip(f"needs the photos in {folder}/data/tf-flowers, which are not on this machine")
+    return folder
