@@ -1,0 +1,5 @@
+"""`python -m comp` is `comp`."""
+
+from comp.cli import main
+
+main()

@@ -1,0 +1,241 @@
+"""The command line: `comp VERB …`. A verb's module is imported only when that verb runs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from comp.errors import CompError, Exit, did_you_mean
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of a verb, as argparse takes it."""
+
+    flags: tuple[str, ...]
+    options: dict[str, Any]
+
+
+def arg(*flags: str, **options: Any) -> Argument:
+    return Argument(flags, options)
+
+
+DATA = arg("--data", default="petals", metavar="SET", help="a file of configs/data/ (petals)")
+NAME = arg("--name", default=None, metavar="RUN", help="the run's name (the model's name)")
+VIEWS = arg(
+    "--views", default="flip", metavar="SPEC", help="test-time augmentation, e.g. center, flip, tencrop, multiscale"
+)
+RULE = arg("--rule", default="vote", metavar="RULE", help="vote, mean, gmean, select, … (vote)")
+PROCS = arg("--procs", type=int, default=None, metavar="N", help="processes (one per GPU, else 1)")
+# key=value words, anywhere on the line; taken out before argparse sees it, so that they never pass for a RUN.
+SETTINGS = arg("settings", help="key=value …: anything of a config, e.g. optim.lr=0.05 epochs=3")
+RUNS = arg("runs", nargs="*", metavar="RUN", help="run names")
+JSON = arg("--json", action="store_true", help="print JSON")
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A command: `comp/commands/<module>.py` holds a function of the same name that takes the arguments as keywords."""
+
+    help: str
+    arguments: tuple[Argument, ...]
+    function: str = ""
+
+
+VERBS = {
+    "data": Verb("read the raw files, check them, write the manifest", (DATA, SETTINGS)),
+    "folds": Verb("split the labelled photos, write folds/<set>.csv", (DATA, SETTINGS)),
+    "show": Verb(
+        "write a picture of one augmented batch",
+        (arg("model", metavar="MODEL"), DATA, arg("--out", default="batch.png", metavar="FILE"), SETTINGS),
+    ),
+    "model": Verb(
+        "print a network's layer table",
+        (
+            arg("model", metavar="MODEL"),
+            arg("--classes", type=int, default=1000),
+            arg("--size", type=int, default=None),
+        ),
+    ),
+    "train": Verb(
+        "train one fold of a model, or go on where it stopped",
+        (
+            arg("model", metavar="MODEL", help="a file of configs/models/ or any timm name"),
+            arg("--fold", default="0", metavar="K", help="the fold held out, or all (0)"),
+            DATA,
+            NAME,
+            arg(
+                "--from", dest="start", default=None, metavar="RUN/foldK@best", help="start from another run's weights"
+            ),
+            PROCS,
+            SETTINGS,
+        ),
+    ),
+    "predict": Verb(
+        "write the predictions of a run that are missing",
+        (
+            RUNS,
+            DATA,
+            VIEWS,
+            PROCS,
+            arg("--keep", action="store_true", help="keep each view's probabilities too"),
+            SETTINGS,
+        ),
+    ),
+    "scores": Verb(
+        "compare the runs' fold scores",
+        (
+            RUNS,
+            DATA,
+            arg("--views", default=None, metavar="SPEC", help="only this view set (the best known of each run)"),
+            JSON,
+            arg("--csv", action="store_true", help="print CSV"),
+            arg("--watch", action="store_true", help="print again whenever a score changes"),
+        ),
+    ),
+    "submit": Verb(
+        "blend runs into a checked CSV in submissions/",
+        (
+            RUNS,
+            DATA,
+            VIEWS,
+            RULE,
+            NAME,
+            arg("--ensemble", default=None, metavar="FILE", help="a file of configs/ensembles/"),
+            PROCS,
+            arg("--upload", default=None, metavar="MESSAGE", nargs="?", const="", help="send it with Kaggle's client"),
+            SETTINGS,
+        ),
+    ),
+    "views": Verb(
+        "measure what each view adds on a run's out-of-fold images", (arg("run", metavar="RUN"), DATA, VIEWS, SETTINGS)
+    ),
+    "compare": Verb(
+        "paired differences between runs, with intervals", (RUNS, DATA, arg("--views", default=None), JSON)
+    ),
+    "autopsy": Verb("what each member adds to an ensemble", (RUNS, DATA, arg("--ensemble", default=None), VIEWS, RULE)),
+    "explain": Verb("print where every number of a submission came from", (arg("file", metavar="FILE.csv"),)),
+    "verify": Verb(
+        "recompute a submission from its prediction files",
+        (
+            arg("file", metavar="FILE.csv"),
+            arg("--deep", action="store_true", help="20 random rows from the checkpoints too"),
+        ),
+    ),
+    "import": Verb(
+        "make a prediction file from a CSV",
+        (
+            arg("file", metavar="FILE.csv"),
+            DATA,
+            NAME,
+            arg("--split", choices=("test", "oof"), default="test"),
+            arg("--normalize", action="store_true", help="divide rows that do not sum to 1 by their sum"),
+        ),
+        "import_",
+    ),
+    "ledger": Verb(
+        "the table of submissions and their public scores",
+        (
+            arg("file", nargs="?", metavar="FILE.csv"),
+            DATA,
+            arg("--score", type=float),
+            arg("--note", default=""),
+            arg("--fetch", action="store_true"),
+        ),
+    ),
+    "doctor": Verb(
+        "two minutes of probes: why does it not learn?", (arg("model", metavar="MODEL|RUN"), DATA, SETTINGS)
+    ),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose complaint is one line like every other error."""
+
+    def error(self, message: str) -> Any:
+        raise CompError(self.prog, message, f"see `{self.prog} --help`", Exit.USAGE)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line, without importing any command."""
+    top = _Parser(
+        prog="comp", description="Train on a competition's folds, and submit an ensemble with an honest score."
+    )
+    top.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, verb in VERBS.items():
+        settings = str(SETTINGS.options["help"]) if SETTINGS in verb.arguments else None
+        one = verbs.add_parser(name, help=verb.help, description=verb.help, epilog=settings)
+        one.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        for argument in (each for each in verb.arguments if each is not SETTINGS):
+            one.add_argument(*argument.flags, **argument.options)
+    return top
+
+
+def command(verb: str) -> Callable[..., Any]:
+    """The plain function behind a verb, e.g. `command("train")("resnet34", fold=0)`."""
+    name = VERBS[verb].function or verb
+    found: Callable[..., Any] = getattr(importlib.import_module(f"comp.commands.{name}"), name)
+    return found
+
+
+def _run(words: Sequence[str]) -> None:
+    if words and not words[0].startswith("-") and words[0] not in VERBS:
+        raise CompError(f"comp {words[0]}", "there is no such command", did_you_mean(words[0], VERBS, 20), Exit.USAGE)
+    verb = VERBS.get(next(iter(words), ""))
+    settings = (
+        [word for word in words if re.match(r"\w+(\.\w+)*=", word)] if verb and SETTINGS in verb.arguments else []
+    )
+    arguments = vars(parser().parse_args([word for word in words if word not in settings]))
+    name = arguments.pop("verb")
+    arguments.pop("debug")
+    if verb and SETTINGS in verb.arguments:
+        arguments["settings"] = settings
+    command(name)(**arguments)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run one command and leave with its exit code; every error is one line on stderr, the last."""
+    words = list(sys.argv[1:] if words is None else words)
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    try:
+        _run(words)
+        sys.stdout.flush()
+    except CompError as error:
+        _leave(error, error.code, words)
+    except KeyboardInterrupt as error:
+        _leave(error, Exit.INTERRUPT, words, "interrupted; the same command goes on")
+    except BrokenPipeError as error:
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 (the interpreter flushes it on its way out)
+        _leave(error, Exit.SYSTEM, words, "stdout: was closed while there was more to print; keep it open")
+    except MemoryError as error:
+        _leave(error, Exit.SYSTEM, words, "memory: not enough; use a smaller batch or fewer workers")
+    except OSError as error:
+        from comp.files import system_error
+
+        _leave(error, Exit.SYSTEM, words, str(system_error(error.filename or "system", error)))
+    except Exception as error:
+        what = f"comp {' '.join(words[:1])}: unexpected {type(error).__name__} ({error}); run it again with --debug"
+        _leave(error, 1, words, " ".join(what.split()))
+
+
+def _leave(error: BaseException, code: int, words: Sequence[str], line: str = "") -> None:
+    if "--debug" in words:
+        import traceback
+
+        traceback.print_exception(error)
+    try:
+        print(f"error: {line or error}", file=sys.stderr, flush=True)
+    except OSError:
+        os._exit(int(code))  # stderr is gone too; there is nobody to tell
+    sys.exit(int(code))
+
+
+if __name__ == "__main__":
+    main()
