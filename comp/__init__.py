@@ -7,6 +7,7 @@ comp.submit()
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from comp.errors import CompError, Exit
@@ -17,8 +18,7 @@ __all__ = ["CompError", "Exit", "__version__"]
 
 def __getattr__(name: str) -> Any:
     """A verb's function; its module is imported at the first use."""
-    from comp import cli
-
+    cli = importlib.import_module("comp.cli")
     for verb, entry in cli.VERBS.items():
         if name == (entry.function or verb):
             return cli.command(verb)
@@ -26,6 +26,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    from comp import cli
-
+    cli = importlib.import_module("comp.cli")
     return sorted([*__all__, *(entry.function or verb for verb, entry in cli.VERBS.items())])

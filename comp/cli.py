@@ -49,7 +49,8 @@ class Verb:
 
 
 VERBS = {
-    "data": Verb("read the raw files, check them, write the manifest", (DATA, SETTINGS)),
+    # Its function is `prepare`: `comp.data` is the room.
+    "data": Verb("read the raw files, check them, write the manifest", (DATA, SETTINGS), "prepare"),
     "folds": Verb("split the labelled photos, write folds/<set>.csv", (DATA, SETTINGS)),
     "show": Verb(
         "write a picture of one augmented batch",
