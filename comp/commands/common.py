@@ -1,0 +1,89 @@
+"""What several verbs do first: find the project, read the data set's config, make manifest and folds where they are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from comp import config, files, runs, terminal
+from comp.config import DataConfig, RunConfig
+from comp.data import demo, folds, manifest
+from comp.data.manifest import Dataset
+from comp.errors import CompError, Exit
+
+
+def project(data: str, settings: Sequence[str] = ()) -> tuple[Path, DataConfig, dict[str, Any]]:
+    """Find the project and read a data set's config.
+
+    Args:
+        data: `DATA=`.
+        settings: `key=value` words; keys that begin with `data.` are the data set's.
+
+    Returns:
+        The project's folder, the data set's config, the other settings as nested keys.
+    """
+    home = runs.home()
+    overrides = config.parse_overrides(settings)
+    of_data = overrides.pop("data", {})
+    if not isinstance(of_data, dict):
+        raise CompError(f"data={of_data}", "is no setting", "write --data NAME, or data.size=224", Exit.USAGE)
+    return home, config.load_data(home, data, of_data), overrides
+
+
+def only_data(settings: dict[str, Any]) -> None:
+    """Refuse settings a verb has no use for, rather than ignore them."""
+    if settings:
+        first = next(iter(settings))
+        raise CompError(f"argument '{first}'", "is not for this command", "it takes data.… settings only", Exit.USAGE)
+
+
+def set_folder(home: Path, data: DataConfig) -> Path:
+    """`data/<set>/<size>/`, where the manifest lies."""
+    return home / "data" / data.name / data.size_name
+
+
+def prepared(home: Path, data: DataConfig, *, again: bool = False) -> Dataset:
+    """The data set's manifest; drawn (the built-in set) and made where it is missing.
+
+    Args:
+        home: The project's folder.
+        data: The data set.
+        again: Make the manifest also where there is one.
+    """
+    folder = set_folder(home, data)
+    if not again and (folder / "manifest.csv").exists():
+        dataset = manifest.load(folder)
+        if data.root and Path(dataset.root).resolve() != data.root_path(home).resolve():
+            fix = f"run: comp data --data {data.name} data.root={data.root}" + (f" data.size={data.size}" if data.size else "")
+            raise CompError(folder / "dataset.json", f"was made from {dataset.root}", fix, Exit.DATA)
+        return dataset
+    with files.lock(folder / ".lock", f"reading {data.name}"):
+        if data.draw:
+            demo.ensure(data.root_path(home), data.draw)
+        with terminal.progress(f"reading {data.name}", 0) as advance:
+            return manifest.prepare(data, home, advance)
+
+
+def split(home: Path, data: DataConfig, dataset: Dataset) -> dict[str, int]:
+    """The folds of a data set by image id, from `folds/<set>.csv`; made where the file is missing.
+
+    Raises:
+        CompError: The file holds other ids than the manifest, or another number of folds than the data set's config.
+    """
+    path = home / "folds" / f"{data.name}.csv"
+    if path.exists():
+        return folds.load(path, dataset, data)
+    found, warnings = folds.make(dataset, data.folds.k, data.folds.seed, data.val)
+    for warning in warnings:
+        terminal.warn(warning)
+    folds.save(path, found)
+    terminal.say(f"wrote {path.relative_to(home)}: {data.folds.k} folds of {len(found)} photos (commit it: it is the team's split)")
+    return found
+
+
+def of_run(home: Path, run: RunConfig) -> tuple[DataConfig, Dataset]:
+    """The data a finished run was made on, at its own resolution."""
+    overrides = {"size": run.data.size} if run.data.size else {}
+    data = config.load_data(home, run.data.name, overrides)
+    return data, prepared(home, data)
