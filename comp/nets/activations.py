@@ -46,7 +46,8 @@ def slopes(model: nn.Module) -> list[tuple[str, int, float, float, float]]:
     """What PReLU has learned, as table 1 of its paper shows it.
 
     Returns:
-        One row per PReLU layer in the order of the forward pass: name, number of slopes, their mean, least and greatest.
+        One row per PReLU layer in the order of the forward pass: name, number of slopes, their mean, least and
+        greatest.
     """
     rows = []
     for name, module in model.named_modules():

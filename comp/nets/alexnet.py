@@ -1,22 +1,23 @@
 """AlexNet: Krizhevsky, Sutskever & Hinton, "ImageNet Classification with Deep Convolutional Neural Networks", 2012.
 
-Convolution, ReLU, local response normalisation, overlapping pooling, as in section 3.5 and figure 2 (torchvision's is the
-single-GPU net of 2014: 64 and 192 channels, no normalisation). The paper says 224 pixels and means 227.
+Convolution, ReLU, local response normalisation, overlapping pooling, as in section 3.5 and figure 2 (torchvision's is
+the single-GPU net of 2014: 64 and 192 channels, no normalisation). The paper says 224 pixels and means 227.
 
-Images below the paper's size (`img_size`): from 128 pixels the paper's stem, padded by 2 so that 224 gives the paper's maps too;
-48 to 127 a first convolution 5×5 with stride 2; 16 to 47 the same with stride 1. fc6 reads the map that there is.
+Images below the paper's size (`img_size`): from 128 pixels the paper's stem, padded by 2 so that 224 gives the
+paper's maps too; 48 to 127 a first convolution 5×5 with stride 2; 16 to 47 the same with stride 1. fc6 reads the map
+that there is.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs
 from torch import Tensor, nn
 
 from comp.errors import CompError, Exit
 from comp.nets.activations import activation as _activation
-from comp.nets.base import FullHead, HeadForm, PaperNet, named_sequence, paper_cfg
+from comp.nets.base import FullHead, HeadForm, PaperNet, named_sequence, paper_cfg, register
 
 default_cfgs = generate_default_cfgs(
     {"alexnet_2012": paper_cfg(227, "head.fc8", "features.conv1", fixed_input_size=True, crop_pct=227 / 256)}
@@ -68,7 +69,7 @@ class AlexNet(PaperNet):
         super().__init__()
         self.check_img_size(img_size, "alexnet_2012")
         if groups not in (1, 2):
-            raise CompError("model.args.groups", f"{groups} is neither 1 nor 2", "use 2 as the paper, or 1", Exit.CONFIG)
+            raise CompError("model.args.groups", f"{groups} is neither 1 nor 2", "2 is the paper's", Exit.CONFIG)
         self.num_classes, self.in_chans, self.num_features, self.head_hidden_size = num_classes, in_chans, 256, hidden
         first = stem(in_chans, img_size)
         convs = [
@@ -124,10 +125,8 @@ class AlexNet(PaperNet):
         return self.head(x, pre_logits=pre_logits)  # type: ignore[no-any-return]
 
 
-@register_model
+@register
 def alexnet_2012(pretrained: bool = False, img_size: int = 227, groups: int = 2, **kwargs: Any) -> AlexNet:
     """AlexNet: 60,965,224 parameters with the paper's two groups, 62,378,344 with one."""
-    net: AlexNet = build_model_with_cfg(
-        AlexNet, "alexnet_2012", pretrained, img_size=img_size, groups=groups, **kwargs
-    )
+    net: AlexNet = build_model_with_cfg(AlexNet, "alexnet_2012", pretrained, img_size=img_size, groups=groups, **kwargs)
     return net

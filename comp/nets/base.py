@@ -1,20 +1,28 @@
-"""What the papers' networks share: timm's conventions, the smallest input, stems for small photos, the 4096-4096 head."""
+"""What the papers' networks share: timm's conventions, the smallest input, the head of AlexNet and VGG."""
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import register_model
 from torch import Tensor, nn
 
 from comp.errors import CompError, Exit
 from comp.nets.activations import activation
 
 HeadForm = Literal["linear", "conv"]
+Entry = TypeVar("Entry", bound=Callable[..., nn.Module])
+
+
+def register(entry: Entry) -> Entry:
+    """Put a network's entry into timm's registry under its function's name."""
+    register_model(entry)
+    return entry
 
 
 def paper_cfg(size: int, classifier: str | tuple[str, ...], first_conv: str, **more: Any) -> dict[str, Any]:
@@ -90,7 +98,9 @@ class PaperNet(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Not supported, as timm's VGG has it."""
         if enable:
-            raise CompError(type(self).__name__, "has no gradient checkpointing", "use a smaller micro_batch", Exit.CONFIG)
+            raise CompError(
+                type(self).__name__, "has no gradient checkpointing", "use a smaller micro_batch", Exit.CONFIG
+            )
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to the last maps (B, num_features, h, w)."""
@@ -109,9 +119,10 @@ class PaperNet(nn.Module):
 class FullHead(nn.Module):
     """The head of AlexNet and VGG: two hidden layers with dropout and the classifier.
 
-    In the form `linear` it reads maps of exactly `window` pixels. In the form `conv` the first layer is a convolution as large as
-    the window and the others are 1×1, so that it reads any map that is not smaller and averages the class-score map over its
-    positions (Simonyan & Zisserman, section 3.2). The weights are the same numbers in another shape.
+    In the form `linear` it reads maps of exactly `window` pixels. In the form `conv` the first layer is a convolution
+    as large as the window and the others are 1×1, so that it reads any map that is not smaller and averages the
+    class-score map over its positions (Simonyan & Zisserman, section 3.2). The weights are the same numbers in
+    another shape.
 
     Args:
         channels: Channels of the maps.
@@ -187,11 +198,11 @@ class FullHead(nn.Module):
         if isinstance(self.fc8, nn.Sequential):
             raise CompError("network", "an MLP head is not converted", "use model.head: []", Exit.CONFIG)
         drop6: Any = self.drop6
-        classes = 0 if isinstance(self.fc8, nn.Identity) else int(self.fc8.weight.shape[0])  # type: ignore[arg-type, union-attr]
+        classes = 0 if isinstance(self.fc8, nn.Identity) else len(self.state_dict()["fc8.weight"])
         head = FullHead(self.channels, self.window, classes, self.hidden, drop6.p, "relu", form)
         head.act6, head.act7 = self.act6, self.act7
-        state = {name: value.reshape(head.state_dict()[name].shape) for name, value in self.state_dict().items()}
-        head.load_state_dict(state)
+        wanted = head.state_dict()
+        head.load_state_dict({name: value.reshape(wanted[name].shape) for name, value in self.state_dict().items()})
         return head.train(self.training)
 
 

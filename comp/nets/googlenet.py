@@ -1,11 +1,13 @@
-"""GoogLeNet: Szegedy et al., "Going Deeper with Convolutions", 2014, table 1 (torchvision's has 3×3 where the paper has 5×5).
+"""GoogLeNet: Szegedy et al., "Going Deeper with Convolutions", 2014, table 1 (torchvision's has 3×3 where the paper
+has 5×5).
 
-In training mode and with auxiliary heads the network returns (logits, aux1, aux2); their losses are added with `aux_weight`.
-In evaluation mode it returns logits, and the auxiliary heads are not computed.
+In training mode and with auxiliary heads the network returns (logits, aux1, aux2); their losses are added with
+`aux_weight`. In evaluation mode it returns logits, and the auxiliary heads are not computed.
 
-Images below the paper's size (`img_size`): the stem gives up reductions from the first one on until the first inception module
-sees maps of 14 pixels: from 112 pixels all three are kept, from 56 the first convolution is 3×3 with stride 1, from 28 the first
-pooling is left out too, below that the second. Auxiliary heads need the paper's stem and are off below 112 pixels.
+Images below the paper's size (`img_size`): the stem gives up reductions from the first one on until the first
+inception module sees maps of 14 pixels: from 112 pixels all three are kept, from 56 the first convolution is 3×3 with
+stride 1, from 28 the first pooling is left out too, below that the second. Auxiliary heads need the paper's stem and
+are off below 112 pixels.
 """
 
 from __future__ import annotations
@@ -16,13 +18,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs
 from torch import Tensor, nn
 
 from comp.errors import CompError, Exit
 from comp.nets.activations import activation as _activation
 from comp.nets.alexnet import local_response_norm
-from comp.nets.base import PaperNet, check_choice, kept_halvings, named_sequence, paper_cfg
+from comp.nets.base import PaperNet, check_choice, kept_halvings, named_sequence, paper_cfg, register
 
 default_cfgs = generate_default_cfgs(
     {"googlenet_2014": paper_cfg(224, ("fc", "aux1.fc2", "aux2.fc2"), "stem.conv1.conv")}
@@ -78,7 +80,8 @@ class Inception(nn.Module):
 class Auxiliary(nn.Module):
     """The classifier on a middle layer: average pooling 5×5 with stride 3, 1×1 convolution, two fully connected layers.
 
-    Maps that 5×5 with stride 3 does not bring to the 4×4 of the paper (224-pixel images) are averaged to 4×4 adaptively.
+    Maps that 5×5 with stride 3 does not bring to the 4×4 of the paper (224-pixel images) are averaged to 4×4
+    adaptively.
     """
 
     def __init__(self, inputs: int, num_classes: int, act: str, norm: bool) -> None:
@@ -138,7 +141,9 @@ class GoogLeNet(PaperNet):
             return nn.MaxPool2d(3, stride=2, ceil_mode=True)
 
         first = (7, 2) if kept == 3 else (3, 1)
-        stem: list[tuple[str, nn.Module]] = [("conv1", Conv(in_chans, 64, first[0], activation, batch, stride=first[1]))]
+        stem: list[tuple[str, nn.Module]] = [
+            ("conv1", Conv(in_chans, 64, first[0], activation, batch, stride=first[1]))
+        ]
         stem += [("pool1", pool())] if kept >= 2 else []
         stem += [] if batch else [("norm1", local_response_norm())]
         stem += [("conv2_reduce", Conv(64, 64, 1, activation, batch)), ("conv2", Conv(64, 192, 3, activation, batch))]
@@ -228,7 +233,7 @@ class GoogLeNet(PaperNet):
         return self.forward_head(x), self.aux1(taps[0]), self.aux2(taps[1])
 
 
-@register_model
+@register
 def googlenet_2014(pretrained: bool = False, img_size: int = 224, **kwargs: Any) -> GoogLeNet:
     """GoogLeNet: 6,998,552 parameters, 13,378,280 with auxiliary heads; norm='batch' with BatchNorm."""
     net: GoogLeNet = build_model_with_cfg(GoogLeNet, "googlenet_2014", pretrained, img_size=img_size, **kwargs)

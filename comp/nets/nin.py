@@ -1,10 +1,11 @@
 """Network in Network: Lin, Chen & Yan, 2014, with the layer sizes of the authors' published networks.
 
-An mlpconv layer is a convolution followed by two 1×1 convolutions, each with its activation. The last one has a map per class,
-and a class's score is the mean of its map: the head has no parameters. The paper compares that with a fully connected layer on
-the class maps, with and without dropout (section 4.6): `head: gap | fc | fc_dropout`.
+An mlpconv layer is a convolution followed by two 1×1 convolutions, each with its activation. The last one has a map
+per class, and a class's score is the mean of its map: the head has no parameters. The paper compares that with a
+fully connected layer on the class maps, with and without dropout (section 4.6): `head: gap | fc | fc_dropout`.
 
-`nin_imagenet` below 128 pixels (`img_size`) uses AlexNet's stems for small images (48 to 127: 5×5 with stride 2; 16 to 47: 5×5).
+`nin_imagenet` below 128 pixels (`img_size`) uses AlexNet's stems for small images (48 to 127: 5×5 with stride 2; 16
+to 47: 5×5).
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs
 from torch import Tensor, nn
 
 from comp.nets.activations import activation as _activation
 from comp.nets.alexnet import stem
-from comp.nets.base import PaperNet, check_choice, named_sequence, paper_cfg
+from comp.nets.base import PaperNet, check_choice, named_sequence, paper_cfg, register
 
 default_cfgs = generate_default_cfgs(
     {
@@ -27,6 +28,7 @@ default_cfgs = generate_default_cfgs(
     }
 )
 
+Mlpconv = tuple[tuple[int, ...], int, str | None]  # channels, kernel size of the first convolution, pooling after it
 HEADS = ("gap", "fc", "fc_dropout")
 
 
@@ -68,8 +70,8 @@ class NIN(PaperNet):
 
     Args:
         first: The first convolution.
-        blocks: Per mlpconv layer: channels of its three convolutions (the last one's third belongs to the head), its kernel
-            size, and the pooling after it: `max`, `avg` or none.
+        blocks: Per mlpconv layer: channels of its three convolutions (the last one's third belongs to the head), its
+            kernel size, and the pooling after it: `max`, `avg` or none.
         drops: After which pooling layers (counted from 1) dropout follows.
         num_classes: Number of classes.
         in_chans: Channels of the images.
@@ -84,7 +86,7 @@ class NIN(PaperNet):
     def __init__(
         self,
         first: nn.Conv2d,
-        blocks: Sequence[tuple[tuple[int, ...], int, str | None]],
+        blocks: Sequence[Mlpconv],
         drops: Sequence[int],
         num_classes: int,
         in_chans: int,
@@ -154,7 +156,7 @@ def _nin(
     name: str,
     pretrained: bool,
     first: nn.Conv2d,
-    blocks: Sequence[tuple[tuple[int, ...], int, str | None]],
+    blocks: Sequence[Mlpconv],
     drops: Sequence[int],
     img_size: int,
     **kwargs: Any,
@@ -166,23 +168,28 @@ def _nin(
     return net
 
 
-@register_model
+@register
 def nin_cifar(
     pretrained: bool = False, img_size: int = 32, num_classes: int = 10, in_chans: int = 3, **kwargs: Any
 ) -> NIN:
     """NIN for CIFAR: 966,986 parameters for 10 classes."""
-    blocks = [((192, 160, 96), 5, "max"), ((192, 192, 192), 5, "avg"), ((192, 192), 3, None)]
+    blocks: list[Mlpconv] = [((192, 160, 96), 5, "max"), ((192, 192, 192), 5, "avg"), ((192, 192), 3, None)]
     first = nn.Conv2d(in_chans, 192, 5, padding=2)
     kwargs.update(num_classes=num_classes, in_chans=in_chans)
     return _nin("nin_cifar", pretrained, first, blocks, (1, 2), img_size, **kwargs)
 
 
-@register_model
+@register
 def nin_imagenet(
     pretrained: bool = False, img_size: int = 224, num_classes: int = 1000, in_chans: int = 3, **kwargs: Any
 ) -> NIN:
     """NIN for ImageNet: 7,595,176 parameters."""
-    blocks = [((96, 96, 96), 11, "max"), ((256, 256, 256), 5, "max"), ((384, 384, 384), 3, "max"), ((1024, 1024), 3, None)]
+    blocks: list[Mlpconv] = [
+        ((96, 96, 96), 11, "max"),
+        ((256, 256, 256), 5, "max"),
+        ((384, 384, 384), 3, "max"),
+        ((1024, 1024), 3, None),
+    ]
     first = stem(in_chans, img_size)
     if img_size >= 128:
         first.padding = (0, 0)  # 224 pixels give 54×54 maps here

@@ -1,15 +1,15 @@
 """The networks of He et al., "Delving Deep into Rectifiers", 2015, with their pyramid-pooling heads.
 
-`prelunet14` (table 1) compares activations: 7×7/2, pooling 3×3/3, four 2×2 and, after pooling, six 2×2 convolutions, pyramid
-{6, 3, 2, 1}. `prelunet19` is model A (table 3): 7×7/2, pooling, three stages of five 3×3 convolutions, pyramid {7, 3, 2, 1}.
-2×2 convolutions are padded by 0 and 1 in turns, so that every second map keeps its size (36×36 and 18×18 at 224 pixels: He & Sun,
-"Convolutional Neural Networks at Constrained Time Cost", table 1). The activation is PReLU with a slope per channel unless set:
-`prelu_shared` has one per layer, `relu` none.
+`prelunet14` (table 1) compares activations: 7×7/2, pooling 3×3/3, four 2×2 and, after pooling, six 2×2 convolutions,
+pyramid {6, 3, 2, 1}. `prelunet19` is model A (table 3): 7×7/2, pooling, three stages of five 3×3 convolutions,
+pyramid {7, 3, 2, 1}. 2×2 convolutions are padded by 0 and 1 in turns, so that every second map keeps its size (36×36
+and 18×18 at 224 pixels: He & Sun, "Convolutional Neural Networks at Constrained Time Cost", table 1). The activation
+is PReLU with a slope per channel unless set: `prelu_shared` has one per layer, `relu` none.
 
-The pyramid is max pooling to n×n bins, bin i of a map of a pixels covering ⌊i a / n⌋ to ⌈(i + 1) a / n⌉, so any image that is not
-smaller runs. Images below the paper's size (`img_size`): the stem gives up its first reduction, then its second, while the first
-stage would see maps of less than 14 pixels (the first convolution is then 3×3 with stride 1), and the pyramid keeps the levels
-that are not finer than the last map.
+The pyramid is max pooling to n×n bins, bin i of a map of a pixels covering ⌊i a / n⌋ to ⌈(i + 1) a / n⌉, so any image
+that is not smaller runs. Images below the paper's size (`img_size`): the stem gives up its first reduction, then its
+second, while the first stage would see maps of less than 14 pixels (the first convolution is then 3×3 with stride 1),
+and the pyramid keeps the levels that are not finer than the last map.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs
 from torch import Tensor, nn
 
 from comp.nets.activations import SLOPE
 from comp.nets.activations import activation as _activation
-from comp.nets.base import PaperNet, kept_halvings, named_sequence, paper_cfg
+from comp.nets.base import PaperNet, kept_halvings, named_sequence, paper_cfg, register
 
 default_cfgs = generate_default_cfgs(
     {name: paper_cfg(224, "head.fc3", "features.conv1") for name in ("prelunet14", "prelunet19")}
@@ -163,7 +163,7 @@ class PReLUNet(PaperNet):
         return self.head(x, pre_logits=pre_logits)  # type: ignore[no-any-return]
 
 
-@register_model
+@register
 def prelunet14(pretrained: bool = False, img_size: int = 224, **kwargs: Any) -> PReLUNet:
     """The small 14-layer model: 74,993,896 parameters with ReLU, 13 more with shared slopes."""
     net: PReLUNet = build_model_with_cfg(
@@ -182,7 +182,7 @@ def prelunet14(pretrained: bool = False, img_size: int = 224, **kwargs: Any) -> 
     return net
 
 
-@register_model
+@register
 def prelunet19(pretrained: bool = False, img_size: int = 224, **kwargs: Any) -> PReLUNet:
     """Model A, 19 weight layers: 178,017,384 parameters with ReLU."""
     net: PReLUNet = build_model_with_cfg(

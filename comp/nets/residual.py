@@ -1,8 +1,10 @@
-"""Plain and residual networks: He et al., "Deep Residual Learning for Image Recognition", 2015, table 1 and section 4.1.
+"""Plain and residual networks: He et al., "Deep Residual Learning for Image Recognition", 2015, table 1 and section
+4.1.
 
-One class for all: `shortcut` is `none` (plain), `A` (identity; where the size changes every second pixel, and zeros for the new
-channels), `B` (1×1 projection where the size changes, as timm and torchvision) or `C` (projection everywhere). Parameters are
-named as timm names them, so that weights of timm's resnets fit option B. Any input of at least 32 pixels runs.
+One class for all: `shortcut` is `none` (plain), `A` (identity; where the size changes every second pixel, and zeros
+for the new channels), `B` (1×1 projection where the size changes, as timm and torchvision) or `C` (projection
+everywhere). Parameters are named as timm names them, so that weights of timm's resnets fit option B. Any input of at
+least 32 pixels runs.
 """
 
 from __future__ import annotations
@@ -12,12 +14,12 @@ from typing import Any
 
 import torch.nn.functional as F
 from timm.layers import DropPath
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs
 from torch import Tensor, nn
 
 from comp.errors import CompError, Exit
 from comp.nets.activations import activation as _activation
-from comp.nets.base import PaperNet, check_choice, paper_cfg
+from comp.nets.base import PaperNet, check_choice, paper_cfg, register
 
 DEPTHS: dict[int, tuple[str, tuple[int, int, int, int]]] = {
     18: ("basic", (2, 2, 2, 2)),
@@ -53,7 +55,8 @@ def shortcut_module(option: str, inputs: int, outputs: int, stride: int) -> nn.M
 
 
 class Block(nn.Module):
-    """Two 3×3 convolutions (basic), or 1×1, 3×3, 1×1 (bottleneck), each with BatchNorm; then the shortcut, then activation.
+    """Two 3×3 convolutions (basic), or 1×1, 3×3, 1×1 (bottleneck), each with BatchNorm; then the shortcut, then
+    activation.
 
     Args:
         inputs: Channels in.
@@ -117,7 +120,8 @@ class ResidualNet(PaperNet):
         in_chans: Channels of the images.
         stride_in: The bottleneck's convolution with the stride, `1x1` (the paper) or `3x3` (timm, torchvision).
         drop_rate: Dropout before the classifier.
-        drop_path_rate: Stochastic depth of the last block; the first has 0, in between it grows evenly. Not for plain nets.
+        drop_path_rate: Stochastic depth of the last block; the first has 0, in between it grows evenly. Not for plain
+            nets.
         activation: Name of the activation.
     """
 
@@ -155,7 +159,15 @@ class ResidualNet(PaperNet):
                 stride = 2 if stage > 1 and i == 0 else 1
                 blocks.append(
                     Block(
-                        channels, width, width * expansion, stride, expansion == 4, stride_in, shortcut, activation, drop
+                        channels,
+                        width,
+                        width * expansion,
+                        stride,
+                        expansion == 4,
+                        stride_in,
+                        shortcut,
+                        activation,
+                        drop,
                     )
                 )
                 channels, done = width * expansion, done + 1
@@ -215,7 +227,7 @@ def _register(name: str, depth: int, shortcut: str) -> None:
     kind = "Plain network" if shortcut == "none" else f"Residual network with shortcuts of option {shortcut}"
     entry.__name__ = entry.__qualname__ = name
     entry.__doc__ = f"{kind}, {depth} weight layers."
-    globals()[name] = register_model(entry)
+    globals()[name] = register(entry)
 
 
 for _name in NAMES:

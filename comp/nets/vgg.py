@@ -1,21 +1,23 @@
-"""The VGG networks: Simonyan & Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", 2015, table 1.
+"""The VGG networks: Simonyan & Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", 2015,
+table 1.
 
-Weights start as He et al. (normal, fan-out), biases 0, because the paper's own start, normal(0.01), only trains the shallowest
-of them; that one and its Xavier remedy are `model.init` (comp.nets.init).
+Weights start as He et al. (normal, fan-out), biases 0, because the paper's own start, normal(0.01), only trains the
+shallowest of them; that one and its Xavier remedy are `model.init` (comp.nets.init).
 
-Images below 224 pixels (`img_size`): fc6 reads the map that there is, img_size // 32 pixels a side. The smallest input is 32.
+Images below 224 pixels (`img_size`): fc6 reads the map that there is, img_size // 32 pixels a side. The smallest
+input is 32.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs
 from torch import Tensor, nn
 
 from comp.nets.activations import activation as _activation
 from comp.nets.alexnet import local_response_norm
-from comp.nets.base import FullHead, HeadForm, PaperNet, named_sequence, paper_cfg
+from comp.nets.base import FullHead, HeadForm, PaperNet, named_sequence, paper_cfg, register
 
 WIDTHS = (64, 128, 256, 512, 512)
 
@@ -84,13 +86,13 @@ class VGG(PaperNet):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """He normal for convolutions (fan-out) and hidden layers (fan-in), normal(0.01) for the classifier, biases 0."""
+        """He normal (convolutions fan-out, hidden layers fan-in), normal(0.01) for the classifier, biases 0."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 if name == "head.fc8":
                     nn.init.normal_(module.weight, std=0.01)
                 else:
-                    mode = "fan_in" if name.startswith("head") else "fan_out"
+                    mode: Literal["fan_in", "fan_out"] = "fan_in" if name.startswith("head") else "fan_out"
                     nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
@@ -123,37 +125,37 @@ def _vgg(name: str, column: str, pretrained: bool, img_size: int, lrn: bool = Fa
     return net
 
 
-@register_model
+@register
 def vgg_a(pretrained: bool = False, img_size: int = 224, **kwargs: Any) -> VGG:
     """VGG-A, 11 weight layers: 132,863,336 parameters."""
     return _vgg("vgg_a", "a", pretrained, img_size, **kwargs)
 
 
-@register_model
+@register
 def vgg_a_lrn(pretrained: bool = False, img_size: int = 224, **kwargs: Any) -> VGG:
     """VGG-A with local response normalisation after its first convolution."""
     return _vgg("vgg_a_lrn", "a", pretrained, img_size, lrn=True, **kwargs)
 
 
-@register_model
+@register
 def vgg_b(pretrained: bool = False, img_size: int = 224, **kwargs: Any) -> VGG:
     """VGG-B, 13 weight layers: 133,047,848 parameters."""
     return _vgg("vgg_b", "b", pretrained, img_size, **kwargs)
 
 
-@register_model
+@register
 def vgg_c(pretrained: bool = False, img_size: int = 224, **kwargs: Any) -> VGG:
     """VGG-C, 16 weight layers, three of them 1×1 convolutions: 133,638,952 parameters."""
     return _vgg("vgg_c", "c", pretrained, img_size, **kwargs)
 
 
-@register_model
+@register
 def vgg_d(pretrained: bool = False, img_size: int = 224, **kwargs: Any) -> VGG:
     """VGG-D, 16 weight layers: 138,357,544 parameters."""
     return _vgg("vgg_d", "d", pretrained, img_size, **kwargs)
 
 
-@register_model
+@register
 def vgg_e(pretrained: bool = False, img_size: int = 224, **kwargs: Any) -> VGG:
     """VGG-E, 19 weight layers: 143,667,240 parameters."""
     return _vgg("vgg_e", "e", pretrained, img_size, **kwargs)
