@@ -104,7 +104,7 @@ sys.exit(f"{module} imports {{sorted(heavy)}}" if heavy else 0)
         (("comp.cli", "comp", "comp.runs", "comp.predictions", "comp.metrics"), HEAVY | SLOW_TO_IMPORT),
         (("ensembling", "reporting"), HEAVY | SLOW_TO_IMPORT),
         (("comp.commands.scores", "comp.commands.submit", "comp.commands.compare"), HEAVY | SLOW_TO_IMPORT),
-        (("comp.commands.train", "comp.commands.data", "comp.commands.folds", "comp.inference.spec"), HEAVY),
+        (("comp.commands.train", "comp.commands.prepare", "comp.commands.folds", "comp.inference.spec"), HEAVY),
     ],
 )
 def test_what_an_import_really_loads(project: Path, modules: tuple[str, ...], heavy: set[str]) -> None:
