@@ -23,7 +23,7 @@ def resize(image: Pixels, size: int) -> Pixels:
     """Resize so that the shorter side is `size` pixels; the longer one follows, rounded down.
 
     Args:
-        image: (H, W, 3) RGB. Smaller images are enlarged. Of strips longer than 32 : 1 the middle 32 : 1 is taken, since
+        image: (H, W, 3) RGB. Smaller ones are enlarged. Of strips longer than 32 : 1 the middle 32 : 1 is taken, since
             a resized 1×5000 image would have 300 million pixels.
         size: Pixels.
 
