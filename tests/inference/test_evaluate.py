@@ -110,7 +110,9 @@ def test_a_mirrored_photo_gives_the_same_under_flip() -> None:
     mirrored = Photos([image[:, ::-1].copy() for image in photos.images])
     # 38 - 32 is even, so that the centre is the centre from both sides.
     even = config.Image(crop=32, test=38)
-    rows = [row for row, (height, width) in enumerate(SHAPES) if int(38 * max(height, width) / min(height, width)) % 2 == 0]
+    rows = [
+        row for row, (height, width) in enumerate(SHAPES) if int(38 * max(height, width) / min(height, width)) % 2 == 0
+    ]
     assert len(rows) > 3
     for views in ("flip", "tencrop", "flip*dense"):
         one = run(TinyNet(), photos, views, rows, image=even)
@@ -252,6 +254,7 @@ def together(world: int, work: Callable[[int, Callable[[Any], list[Any]]], Any])
 @pytest.mark.parametrize("world", [2, 3, 12])  # 12 processes for 9 photos: some have none
 def test_several_processes_give_what_one_gives(world: int) -> None:
     network, photos = TinyNet().eval(), odd_photos()
+    networks = [TinyNet().eval() for _ in range(world)]  # here: threads share the generator of random weights
     for views in ("tencrop", "flip*dense"):
         alone = run(network, photos, views, keep=True)
         stops = [0] * world
@@ -261,7 +264,7 @@ def test_several_processes_give_what_one_gives(world: int) -> None:
                 stops[rank] += 1
 
             return run(
-                TinyNet().eval(), photos, views, rank=rank, world=world, gather=gather, keep=True, batch=3, stop=stop
+                networks[rank], photos, views, rank=rank, world=world, gather=gather, keep=True, batch=3, stop=stop
             )
 
         for result in together(world, work):

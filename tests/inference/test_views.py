@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from stand_ins import SHAPES, photo
 from PIL import Image
+from stand_ins import SHAPES, photo
 from torchvision.transforms import functional as tv
 
 from comp.inference.spec import View, parse
