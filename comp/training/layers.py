@@ -57,7 +57,7 @@ class Layer:
 
 
 def watched(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Convolutions, linear layers and activations: modules without children that compute something per number or weight."""
+    """The convolutions, linear layers and activations of a network."""
     for name, module in model.named_modules():
         if name and not any(module.children()) and (is_weight_layer(module) or _is_activation(module)):
             yield name, module

@@ -1,4 +1,4 @@
-"""Why does it not learn? A look at each epoch's figures that says in one line what a person would otherwise find too late.
+"""Why does it not learn? A look at each epoch's figures that says in one line what else is found too late.
 
 Nothing here touches the device: `look` gets numbers that training has on the host at the end of an epoch anyway. Each
 thing is said once in the life of a fold; what was said, and the figures it rests on, go into the checkpoint.
@@ -37,7 +37,8 @@ def mean_target(labels: ArrayLike, classes: int, *, balance: str = "none", smoot
     counts = np.bincount(np.asarray(labels, dtype=np.int64), minlength=classes).astype(np.float64)
     if balance in ("sampler", "weights"):
         counts = (counts > 0).astype(np.float64)
-    return (1 - smoothing) * counts / max(counts.sum(), 1.0) + smoothing / classes
+    shares: NDArray[Any] = (1 - smoothing) * counts / max(counts.sum(), 1.0) + smoothing / classes
+    return shares
 
 
 def entropy(shares: ArrayLike) -> float:
@@ -131,14 +132,14 @@ class Watch:
         loss = self.train[-1]
         if abs(loss - self.uniform) < NEAR * self.uniform:
             return "flat", (
-                f"epoch {epoch}: the training loss {loss:.4f} is within 1 % of ln({len(self.classes)}) = "
-                f"{self.uniform:.4f}: nothing is learnt; `comp doctor` says which of init, learning rate, clipping to try"
+                f"epoch {epoch + 1}: the training loss {loss:.4f} is within 1 % of ln({len(self.classes)}) = "
+                f"{self.uniform:.4f}: nothing is learnt; `comp doctor` says which of init, lr, clipping, labels to try"
             )
         # A loss that falls may pass this level; one that stays has learnt the class shares and nothing else.
         if len(self.train) > 1 and all(abs(each - self.constant) < NEAR * self.constant for each in self.train[-2:]):
             return "flat", (
-                f"epoch {epoch}: the training loss {loss:.4f} has been within 1 % of {self.constant:.4f} for two epochs, "
-                "the loss of answering every image with the class shares: `comp doctor` says what to try"
+                f"epoch {epoch + 1}: the training loss {loss:.4f} has been within 1 % of {self.constant:.4f} for two "
+                "epochs, what answering every image with the class shares gives: `comp doctor` says what to try"
             )
         return None
 
@@ -153,15 +154,15 @@ class Watch:
         if (predicted > 0).sum() == 1 and present.sum() > 1 and not early:
             name = self.classes[int(predicted.argmax())]
             return "one class", (
-                f"epoch {epoch}: predictions have collapsed: all {len(labels)} validation images are called "
+                f"epoch {epoch + 1}: predictions have collapsed: all {len(labels)} validation images are called "
                 f"'{name}', {some} are never predicted; `comp doctor` says what to try"
             )
         if len(never) * 2 > present.sum() and not early:
-            return "collapsed", f"epoch {epoch}: predictions have collapsed: {some} are never predicted"
+            return "collapsed", f"epoch {epoch + 1}: predictions have collapsed: {some} are never predicted"
         if len(never) and epoch + 1 == self.epochs:
             names = ", ".join(self.classes[i] for i in never[:6]) + (" …" if len(never) > 6 else "")
             return "never", (
-                f"epoch {epoch}: {some} are never predicted ({names}), each counts as 0 in macro F1; "
+                f"epoch {epoch + 1}: {some} are never predicted ({names}), each counts as 0 in macro F1; "
                 "loss.balance=sampler or logits helps rare classes"
             )
         return None
@@ -174,7 +175,7 @@ class Watch:
         if swings < SWINGS:
             return None
         return "oscillating", (
-            f"epoch {epoch}: the loss oscillates from the first steps ({swings} jumps of more than "
+            f"epoch {epoch + 1}: the loss oscillates from the first steps ({swings} jumps of more than "
             f"{SWING * self.uniform:.2f} in {len(first)} steps, up to {first.max():.2f}): a cliff; {self._gentler()}"
         )
 
@@ -191,7 +192,7 @@ class Watch:
             return None
         largest = float(np.nanmax(norms)) if not np.isnan(norms).all() else math.nan
         return "exploding", (
-            f"epoch {epoch}: the gradient norm explodes ({int(above.sum())} of {len(norms)} steps above "
+            f"epoch {epoch + 1}: the gradient norm explodes ({int(above.sum())} of {len(norms)} steps above "
             f"{max(LARGE_NORM, EXPLODING * usual):.3g}, up to {largest:.3g}; median {usual:.3g}): {self._gentler()}"
         )
 
@@ -209,7 +210,7 @@ class Watch:
             return None
         start = epoch + 1 - len(val)
         return "overfitting", (
-            f"epoch {epoch}: validation gets worse while training gets better since epoch {start} (validation loss "
+            f"epoch {epoch + 1}: validation gets worse while training gets better since epoch {start + 1} (validation loss "
             f"{self.val[best]:.3f} → {val[-1]:.3f}, training {self.train[best]:.3f} → {train[-1]:.3f}): it overfits; "
             "try more augmentation or weight decay, fewer epochs, or best_by=val_loss"
         )
