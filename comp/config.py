@@ -202,6 +202,7 @@ class Submission(Section):
     id: str = "id"
     label: str = "label"
     values: Literal["label", "name", "probs"] = "label"  # class index, class name, or one column per class
+    competition: str = ""  # Kaggle's name of the competition, for `comp submit --upload` and `comp ledger --fetch`
 
 
 class Folds(Section):
