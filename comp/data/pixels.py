@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 Pixels = NDArray[np.uint8]
 MAX_PIXELS = 64_000_000
-# Formats a photo comes in. Pillow knows more, and some of those start other programs.
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
+# Formats a photo comes in (JPEG opens MPO too). Pillow knows more, and some of those start other programs.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
 _ORIENTATION = 274  # the EXIF tag
 _KEEP_OPEN = 128  # a set of at most so many files keeps them open
 

@@ -55,13 +55,14 @@ def operations(albumentations: Any, step: Callable[[Any], Step], magnitude: floa
         return step(albumentations.ColorJitter(**(still | factors), hue=(0, 0), p=1))
 
     threshold = 1 - part
+    keeps = np.uint8(256 - 2 ** round(4 * part))  # the upper bits; albumentations' Posterize takes no 8
     return {
         "identity": [lambda image, seed: image],
         "autocontrast": [step(albumentations.AutoContrast(method="pil", p=1))],
         "equalize": [step(albumentations.Equalize(p=1))],
         "rotate": both(lambda angle: moved(rotate=(angle, angle)), 30),
         "solarize": [step(albumentations.Solarize(threshold_range=(threshold, threshold), p=1))],
-        "posterize": [step(albumentations.Posterize(num_bits=8 - round(4 * part), p=1))],
+        "posterize": [lambda image, seed: image & keeps],
         "color": both(lambda by: jitter(saturation=(1 + by, 1 + by)), 0.9),
         "contrast": both(lambda by: jitter(contrast=(1 + by, 1 + by)), 0.9),
         "brightness": both(lambda by: jitter(brightness=(1 + by, 1 + by)), 0.9),
