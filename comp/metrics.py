@@ -209,7 +209,7 @@ def influence(metric: str, labels: Array, probs: Array) -> Floats:
     return _log_losses(labels, probs) / count
 
 
-def _stratified_error(values: Floats, labels: Array, groups: Array | None) -> float:
+def stratified_error(values: Floats, labels: Array, groups: Array | None) -> float:
     """Standard error of Σ values when, within each true class, groups of rows are drawn anew.
 
     A class with a single group has no spread of its own; such classes are pooled into one stratum (collapsed strata,
@@ -245,7 +245,7 @@ def standard_error(metric: str, labels: Array, probs: Array, groups: Array | Non
     labels, probs = _checked(labels, probs)
     if not len(labels) or np.isnan(probs).any():
         return float("nan")
-    return _stratified_error(influence(metric, labels, probs), labels, groups)
+    return stratified_error(influence(metric, labels, probs), labels, groups)
 
 
 def interval(metric: str, labels: Array, probs: Array, groups: Array | None = None) -> Estimate:
@@ -290,5 +290,5 @@ def paired_difference(
     if np.isnan(value):
         return Estimate(value, *([float("nan")] * 3))
     change = influence(metric, labels, probs_a) - influence(metric, labels, probs_b)
-    se = _stratified_error(change, labels, groups)
+    se = stratified_error(change, labels, groups)
     return Estimate(value, se, value - Z95 * se, value + Z95 * se)
