@@ -38,12 +38,15 @@ def system_error(where: object, error: OSError) -> CompError:
     return CompError(where, what, fix, Exit.SYSTEM)
 
 
-def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_atomic(
+    path: Path, write: Callable[[BinaryIO], object], verify: Callable[[Path], object] | None = None
+) -> None:
     """Write a file so that it is old or new, never torn: temporary file beside it, fsync, rename, fsync of the folder.
 
     Args:
         path: The file; its folder is made.
         write: Called with the open temporary file.
+        verify: Called with the temporary file's path once it is on the disk; raises when it is not as it should be.
 
     Raises:
         CompError: Exit code 7 when the disk or the permissions do not allow it; what was at `path` is intact.
@@ -55,6 +58,8 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        if verify is not None:
+            verify(temporary)
         temporary.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
