@@ -77,10 +77,12 @@ class Bench:
 
     def depth(self, images: Tensor, labels: Tensor) -> Depth:
         """Scale through depth, and how fast the network is."""
-        found = depth_probe(self.network, images, labels)  # the first pass pays for set-up
+        found = depth_probe(self.network, images[:4], labels[:4])
+        few = [(images[:FEW], labels[:FEW])]
+        trial(self.network, few, Optim(), steps=1, dtype=self.dtype)  # pays for what is set up once
         began = time.monotonic()
-        found = depth_probe(self.network, images, labels)
-        self.per_image = (time.monotonic() - began) / len(images)
+        trial(self.network, few, Optim(), steps=1, dtype=self.dtype)
+        self.per_image = (time.monotonic() - began) / len(few[0][1])
         self.restore()
         return found
 
@@ -94,8 +96,10 @@ class Bench:
         """
         seconds = self.left * share
         size = len(batches[0][0])
-        while size > FEW and seconds < 2 * FEWEST * size * self.per_image:
-            size //= 2
+        classes = len(batches[0][1].unique())
+        least = classes if classes < size else FEW  # a batch keeps one photo of each class, where it has them all
+        while size > least and seconds < 3 * FEWEST * size * self.per_image:
+            size = max(least, size // 2)
         if seconds < FEWEST * size * self.per_image:
             return None
         self.restore()
@@ -137,7 +141,7 @@ def examine(
     """
     bench = Bench(network, seconds, warmup, dtype)
     say("scale through depth")
-    report = Report(bench.depth(batches[0][0][:4], batches[0][1][:4]), labels)
+    report = Report(bench.depth(*batches[0]), labels)
     say("learning one batch by heart")
     report.overfit = bench.trial(batches[:1], section, 0.4)
     if report.overfit is None:

@@ -149,7 +149,8 @@ class Trial:
             step, before, after = self.jump
             text += f", a cliff at step {step} ({before:.2f} → {after:.3g}, gradient norm {self.norms[step - 1]:.3g})"
         elif self.verdict == "flat":
-            text += f": it sits at {self._level}"
+            sits = abs(self.losses[0] - self.level) < 0.02 * self.level
+            text += f": it {'sits at' if sits else 'does not get below'} {self._level}"
         elif self.verdict == "slow":
             text += f": it leaves {self._level}, slowly"
         return text

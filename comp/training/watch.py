@@ -183,10 +183,9 @@ class Watch:
         if not len(norms):
             return None
         finite = norms[np.isfinite(norms)]
-        median = float(np.median(finite)) if len(finite) else math.inf
-        before = float(np.median(self.norms)) if self.norms else median
-        self.norms.append(median)
-        usual = min(before, median)
+        medians = [float(np.median(finite))] if len(finite) else []
+        usual = min(medians + ([float(np.median(self.norms))] if self.norms else []), default=0.0)
+        self.norms += medians
         above = ~(norms <= max(LARGE_NORM, EXPLODING * usual))
         if above.sum() < min(3, len(norms)):
             return None
@@ -210,7 +209,7 @@ class Watch:
             return None
         start = epoch + 1 - len(val)
         return "overfitting", (
-            f"epoch {epoch + 1}: validation gets worse while training gets better since epoch {start + 1} (validation loss "
+            f"epoch {epoch + 1}: validation gets worse while training gets better since epoch {start + 1} (validation "
             f"{self.val[best]:.3f} → {val[-1]:.3f}, training {self.train[best]:.3f} → {train[-1]:.3f}): it overfits; "
             "try more augmentation or weight decay, fewer epochs, or best_by=val_loss"
         )
