@@ -190,7 +190,7 @@ class ResidualNet(PaperNet):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups of timm's layer decay: one per block, or one per stage."""
-        return {"stem": r"^(conv1|bn1|act1)", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
+        return {"stem": r"^(?:conv1|bn1|act1)", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
 
     def get_classifier(self) -> nn.Module:
         """The last layer."""
