@@ -13,8 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from comp.data.order import seed_of
-from comp.data.pixels import Reader
+from comp.data.order import use_seed
 from comp.data.workers import CHUNK, in_order
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ class TrainingImages(torch.utils.data.Dataset[tuple[Tensor, int, int]]):
 
     def __init__(self, dataset: Dataset, augment: Augment, seed: int):
         self.dataset, self.augment, self.seed = dataset, augment, seed
-        self.reader = Reader(dataset.root, dataset.files, dataset.offsets, dataset.lengths, dataset.ids)
+        self.reader = dataset.reader()
 
     def pixels(self, key: Key) -> NDArray[np.uint8]:
         """One use of an image.
@@ -47,9 +46,8 @@ class TrainingImages(torch.utils.data.Dataset[tuple[Tensor, int, int]]):
         Returns:
             (3, crop, crop) RGB.
         """
-        row, epoch, *rest = key
-        use = rest if rest and rest[0] else []  # the first use looks the same whether or not it is counted
-        seed = seed_of(self.seed, epoch, self.dataset.ids[row], *use)
+        row, epoch, *use = key
+        seed = use_seed(self.seed, epoch, self.dataset.ids[row], *use)
         return self.augment(self.reader.pixels(row), seed).transpose(2, 0, 1)
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int, int]:

@@ -85,6 +85,14 @@ def uses(order: Positions) -> Positions:
     return counts
 
 
+def use_seed(seed: int, epoch: int, image_id: str, use: int = 0) -> int:
+    """The seed of an image's augmentation: a function of the run's seed, the epoch and the image's id.
+
+    `use` counts the uses of one image in one epoch (see `uses`); the first looks the same whether or not it is counted.
+    """
+    return seed_of(seed, epoch, image_id, use) if use else seed_of(seed, epoch, image_id)
+
+
 def step_count(images: int, batch: int) -> int:
     """Optimizer steps in an epoch of so many images (see `steps`)."""
     full, rest = divmod(images, batch)

@@ -134,7 +134,7 @@ class _Pool:
         process.join(_GRACE)
         code = process.exitcode
         if code is not None and code < 0:
-            how, fix = f"was killed by {signal.Signals(-code).name}", f"use fewer, e.g. workers={worker}"
+            how, fix = f"was killed by {signal.Signals(-code).name}", f"use fewer, e.g. workers={len(self.pipes) // 2}"
             if code == -signal.SIGKILL:
                 how += " (by hand, or because the memory ran out)"
         else:
