@@ -98,7 +98,7 @@ def submit(
             "prior": [image_id for image_id in form.ids if image_id in _bad(dataset)],
         }
         if blend.val_probs is not None:
-            extra["audit"] = _audit(folder, path.name, digest, blend, truth)
+            extra["audit"] = _audit(folder, path.name, blend, truth)
         record = submission.record(
             blend,
             home,
@@ -108,6 +108,7 @@ def submit(
             size=data_config.size_name,
             views=spec,
             views_file=views_file,
+            settings=settings,
             extra=extra,
         )
         table.write(path, form, content)
@@ -167,12 +168,13 @@ def _say_leaks(dataset: Dataset) -> None:
         )
 
 
-def _audit(folder: Path, name: str, digest: str, blend: Blend, truth: Truth) -> dict[str, Any]:
+def _audit(folder: Path, name: str, blend: Blend, truth: Truth) -> dict[str, Any]:
     """Score the submission's own prediction on the val photos; every look is counted."""
     assert blend.val_probs is not None
     labels = np.array(list(truth.val.values()), dtype=np.int64)
     groups = np.unique([truth.groups.get(i, i) for i in truth.val], return_inverse=True)[1]
     score = metrics.interval(blend.metric, labels, blend.val_probs, groups)
+    digest = files.digest_bytes(blend.val_probs.astype("<f8").tobytes())
     looks = audit.count(folder, name, digest, blend.metric, score.value)
     paragraph(
         f"audit: {blend.metric} {score.value:.4f} ± {score.se:.4f} of this very prediction on {len(labels):,} "

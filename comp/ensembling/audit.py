@@ -10,12 +10,12 @@ _HEADER = ("file", "sha256", "metric", "score")
 
 
 def count(folder: Path, name: str, digest: str, metric: str, score: float) -> int:
-    """Write down a look; the same CSV looked at again is no new look. The caller holds the folder's lock.
+    """Write down a look; the same prediction looked at again is no new look. The caller holds the folder's lock.
 
     Args:
         folder: `submissions/<set>/`; the looks are in its `audit.csv`.
         name: The CSV.
-        digest: Its SHA-256.
+        digest: SHA-256 of the val prediction.
         metric: What was scored.
         score: The score.
 

@@ -108,7 +108,7 @@ def _check_header(read: Predictions, where: str, truth: Truth, fold: Fold | None
     if fold is None:
         return
     for key, value in (("fold", fold.number), ("views", views)):
-        if key in header and header[key] != value:
+        if value != "" and key in header and header[key] != value:
             raise differs(where, f"is not {key} {value}", header[key], value, f"comp predict {fold.run.name}")
     if not fold.model.exists() and header.get("run", fold.run.name) != fold.run.name:
         raise differs(where, "is another run's", header["run"], fold.run.name, f"comp predict {fold.run.name}")
@@ -230,7 +230,7 @@ def load(
         home: The project's folder.
         truth: What they are checked against.
         choice: The members and their folds.
-        views: Canonical form of the views, as headers say it.
+        views: Canonical form of the views, as headers say it; empty to take the file name's word.
         views_file: The views' file name.
         splits: Which of oof, test and val to read.
         advance: Called after each member.

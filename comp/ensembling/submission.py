@@ -207,6 +207,7 @@ def record(
     size: str,
     views: str,
     views_file: str,
+    settings: Sequence[str],
     extra: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The JSON beside a submission: where every number came from.
@@ -220,6 +221,7 @@ def record(
         size: Name of the resolution whose manifest was read.
         views: Canonical form of the views.
         views_file: Their file name.
+        settings: `data.key=value` words it was made with.
         extra: Further entries: leaks, photos answered with the prior, audit.
     """
     alone: Sequence[Estimate | None] = blend.alone or [None] * len(blend.members)
@@ -244,6 +246,7 @@ def record(
             "digest": truth.data_digest,
             "folds": truth.folds_digest,
             "classes": len(truth.classes),
+            "settings": list(settings),
         },
         "metric": blend.metric,
         "views": {"spec": views, "file": views_file},

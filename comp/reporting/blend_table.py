@@ -48,7 +48,8 @@ def show(blend: Blend, data: str, views: str, total_folds: int) -> None:
             "",
         ]
     )
-    terminal.table(("member", "folds", f"{blend.metric} ±SE", "95 %", "ms/img"), body, title)
+    paragraph(title)
+    terminal.table(("member", "folds", f"{blend.metric} ±SE", "95 %", "ms/img"), body)
     if any("best" in member.selections for member in blend.members):
         paragraph("* read at the best epoch, which these photos chose: optimistic")
     _say_estimate(blend)

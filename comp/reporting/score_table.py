@@ -89,9 +89,11 @@ def show(rows: Sequence[RunScore], metric: str, data: str, photos: int, columns:
             body.append([*start, *common, *([done] if many else [])])
             second.append([names[row.name], *folds, _curve(row)])
     if wide and not many:
-        terminal.table([*head, *fold_names, *tail, "curve"], body, title, left=(1, 2 + len(numbers) + 3))
+        paragraph(title)
+        terminal.table([*head, *fold_names, *tail, "curve"], body, left=(1, 2 + len(numbers) + 3))
     else:
-        terminal.table([*head, *tail, *(["folds"] if many else [])], body, title, left=(1, 5))
+        paragraph(title)
+        terminal.table([*head, *tail, *(["folds"] if many else [])], body, left=(1, 5))
         if not many:
             terminal.say()
             terminal.table(["fold", *fold_names, "curve"], second, left=(0, len(numbers) + 1))
