@@ -68,23 +68,22 @@ class Bench:
         self.network, self.warmup, self.dtype = network, warmup, dtype
         self.end = time.monotonic() + seconds
         self.start = copy.deepcopy(network.state_dict())
-        self.per_image = 0.0  # seconds of a forward and backward pass
+        self.per_image = 0.0  # seconds of a step, for each image
 
     @property
     def left(self) -> float:
         """Seconds left."""
         return max(0.0, self.end - time.monotonic())
 
-    def depth(self, images: Tensor, labels: Tensor) -> Depth:
-        """Scale through depth, and how fast the network is."""
-        found = depth_probe(self.network, images[:4], labels[:4])
+    def time(self, images: Tensor, labels: Tensor, section: Optim) -> None:
+        """Learn how long a step takes: the shortest of three, the first pays for what is set up once."""
         few = [(images[:FEW], labels[:FEW])]
-        trial(self.network, few, Optim(), steps=1, dtype=self.dtype)  # pays for what is set up once
-        began = time.monotonic()
-        trial(self.network, few, Optim(), steps=1, dtype=self.dtype)
-        self.per_image = (time.monotonic() - began) / len(few[0][1])
-        self.restore()
-        return found
+        seconds = []
+        for _ in range(3):
+            began = time.monotonic()
+            trial(self.network, few, section, steps=1, dtype=self.dtype)
+            seconds.append(time.monotonic() - began)
+        self.per_image = min(seconds) / len(few[0][1])
 
     def trial(
         self, batches: Sequence[Batch], section: Optim, share: float, change: Change | None = None
@@ -92,22 +91,23 @@ class Bench:
         """A trial from the start in a share of the time left, on fewer images where that makes enough steps.
 
         Returns:
-            None where even a few steps of a few images take longer.
+            None where too few steps were possible to say anything.
         """
         seconds = self.left * share
         size = len(batches[0][0])
-        classes = len(batches[0][1].unique())
+        classes = len(set(batches[0][1].tolist()))
         least = classes if classes < size else FEW  # a batch keeps one photo of each class, where it has them all
-        while size > least and seconds < 3 * FEWEST * size * self.per_image:
+        while size > least and seconds < 4 * FEWEST * size * self.per_image:
             size = max(least, size // 2)
-        if seconds < FEWEST * size * self.per_image:
+        if seconds < FEWEST / 2 * size * self.per_image:  # hopeless, also if the machine was busy just then
             return None
         self.restore()
         if change:
             change()
         some = [(images[:size], labels[:size]) for images, labels in batches]
         until = time.monotonic() + seconds
-        return trial(self.network, some, section, steps=STEPS, warmup=self.warmup, dtype=self.dtype, until=until)
+        done = trial(self.network, some, section, steps=STEPS, warmup=self.warmup, dtype=self.dtype, until=until)
+        return done if len(done.losses) >= FEWEST or done.verdict == "cliff" else None
 
     def restore(self) -> None:
         """Put the start back."""
@@ -141,7 +141,8 @@ def examine(
     """
     bench = Bench(network, seconds, warmup, dtype)
     say("scale through depth")
-    report = Report(bench.depth(*batches[0]), labels)
+    report = Report(depth_probe(network, batches[0][0][:4], batches[0][1][:4]), labels)
+    bench.time(*batches[0], section)
     say("learning one batch by heart")
     report.overfit = bench.trial(batches[:1], section, 0.4)
     if report.overfit is None:

@@ -23,9 +23,7 @@ from comp.training import optim
 from comp.training.layers import Layer, Recorder
 from comp.training.watch import SWING, entropy
 
-VANISHING = (
-    1e-3  # mean square of the last layer's output over the first's; He's start gives 0.1 to 10 (docs/networks.md)
-)
+VANISHING = 1e-3  # mean square of the last layer's output over the first's
 EXPLODING = 1e4
 FLAT = 5e-4  # of ln(classes): a loss that ends in this band, without noise of batches, has not begun to fall
 LEARNT = 0.85  # times ln(classes): below it the images are being told apart
