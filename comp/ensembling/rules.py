@@ -169,7 +169,7 @@ def power(members: Members, call: Call) -> Floats:
 def _double_points(probs: Floats) -> Floats:
     """Twice the Borda points of each class in its row: 2 per class beaten, 1 per class it equals; whole numbers."""
     rows, classes = probs.shape
-    by_size = np.argsort(probs, axis=1, kind="stable")
+    by_size = np.argsort(probs, axis=1)  # the order among equals does not matter
     values = np.take_along_axis(probs, by_size, axis=1)
     position = np.broadcast_to(np.arange(classes), (rows, classes))
     rises = np.ones((rows, classes), dtype=bool)
