@@ -27,6 +27,7 @@ from comp.training.processes import Team
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+NORM_EVERY = 16  # steps between gradient norms for the watch, where clipping does not compute them anyway
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
 
 
@@ -170,15 +171,18 @@ class Trainee:
             number: The step, counted from the run's first.
 
         Returns:
-            The learning rate, and the gradient norm before clipping where it is clipped by norm.
+            The learning rate, and the gradient norm before clipping: of every step where it is clipped by norm, else of
+            every NORM_EVERY-th (none under a loss scaler).
         """
         lr = self.optim.lr * self.schedule.set(self.optimizer, number)
         norm = None
-        if self.optim.clip:
-            parameters = [p for p in self.network.parameters() if p.grad is not None]
-            if self.optim.clip_mode == "norm":
-                norm = self.accelerator.clip_grad_norm_(parameters, self.optim.clip)
-            else:
+        parameters = [p for p in self.network.parameters() if p.grad is not None]
+        if self.optim.clip and self.optim.clip_mode == "norm":
+            norm = self.accelerator.clip_grad_norm_(parameters, self.optim.clip)
+        else:
+            if number % NORM_EVERY == 0 and self.accelerator.scaler is None:
+                norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            if self.optim.clip:
                 self.accelerator.clip_grad_value_(parameters, self.optim.clip)
         self.optimizer.step()
         if self.layers:
