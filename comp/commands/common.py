@@ -1,4 +1,4 @@
-"""What several verbs do first: find the project, read the data set's config, make manifest and folds where they are missing."""
+"""What several verbs do first: find the project, read the data set, make manifest and folds where they are missing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from comp import config, files, runs, terminal
 from comp.config import DataConfig, RunConfig
-from comp.data import demo, folds, manifest
+from comp.data import folds, manifest
 from comp.data.manifest import Dataset
 from comp.errors import CompError, Exit
 
@@ -38,11 +38,6 @@ def only_data(settings: dict[str, Any]) -> None:
         raise CompError(f"argument '{first}'", "is not for this command", "it takes data.… settings only", Exit.USAGE)
 
 
-def set_folder(home: Path, data: DataConfig) -> Path:
-    """`data/<set>/<size>/`, where the manifest lies."""
-    return home / "data" / data.name / data.size_name
-
-
 def prepared(home: Path, data: DataConfig, *, again: bool = False) -> Dataset:
     """The data set's manifest; drawn (the built-in set) and made where it is missing.
 
@@ -51,18 +46,17 @@ def prepared(home: Path, data: DataConfig, *, again: bool = False) -> Dataset:
         data: The data set.
         again: Make the manifest also where there is one.
     """
-    folder = set_folder(home, data)
+    folder = manifest.folder(home, data)
     if not again and (folder / "manifest.csv").exists():
         dataset = manifest.load(folder)
         if data.root and Path(dataset.root).resolve() != data.root_path(home).resolve():
-            fix = f"run: comp data --data {data.name} data.root={data.root}" + (f" data.size={data.size}" if data.size else "")
+            fix = f"run: comp data --data {data.name} data.root={data.root}" + (
+                f" data.size={data.size}" if data.size else ""
+            )
             raise CompError(folder / "dataset.json", f"was made from {dataset.root}", fix, Exit.DATA)
         return dataset
     with files.lock(folder / ".lock", f"reading {data.name}"):
-        if data.draw:
-            demo.ensure(data.root_path(home), data.draw)
-        with terminal.progress(f"reading {data.name}", 0) as advance:
-            return manifest.prepare(data, home, advance)
+        return manifest.prepare(data, home)
 
 
 def split(home: Path, data: DataConfig, dataset: Dataset) -> dict[str, int]:
@@ -78,7 +72,8 @@ def split(home: Path, data: DataConfig, dataset: Dataset) -> dict[str, int]:
     for warning in warnings:
         terminal.warn(warning)
     folds.save(path, found)
-    terminal.say(f"wrote {path.relative_to(home)}: {data.folds.k} folds of {len(found)} photos (commit it: it is the team's split)")
+    shown = f"{len(found):,} photos in {len(set(found.values()))} folds"
+    terminal.say(f"wrote {path.relative_to(home)}: {shown} (commit it: it is the team's split)")
     return found
 
 

@@ -31,7 +31,9 @@ def folds(data: str = "petals", *, settings: Sequence[str] = ()) -> dict[str, in
     if existed:
         wanted, _ = splits.make(dataset, config.folds.k, config.folds.seed, config.val)
         if wanted != found:
-            fix = f"keep it, or remove {path.relative_to(home)} to make a new one (runs on the old one will not compare)"
+            fix = (
+                f"keep it, or remove {path.relative_to(home)} to make a new one (runs on the old one will not compare)"
+            )
             raise CompError(path, "holds another split than this config and data give", fix, Exit.DATA)
         terminal.say(f"{path.relative_to(home)} is there already, and is what this config and data give")
     labels = dict(zip(dataset.ids, dataset.labels, strict=True))

@@ -26,7 +26,15 @@ def model(model: str, *, classes: int = 1000, size: int | None = None) -> None:
     terminal.table(
         ("layer", "kind", "output", "parameters", "multiply-adds", "activations", "field"),
         [
-            (row.name, row.kind, "×".join(map(str, row.output)), f"{row.parameters:,}", f"{row.multiply_adds:,}", f"{row.activations:,}", row.field)
+            (
+                row.name,
+                row.kind,
+                "×".join(map(str, row.output)),
+                f"{row.parameters:,}",
+                f"{row.multiply_adds:,}",
+                f"{row.activations:,}",
+                row.field,
+            )
             for row in layers.rows
         ],
         title=f"{name}, {classes} classes, {layers.size} pixels",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from comp import terminal
 from comp.commands import common
+from comp.data import manifest
 from comp.data.manifest import Dataset
 
 
@@ -23,5 +24,5 @@ def prepare(data: str = "petals", *, settings: Sequence[str] = ()) -> Dataset:
     common.only_data(rest)
     dataset = common.prepared(home, config, again=True)
     terminal.table(("what", "count", "which"), dataset.report, title=f"{dataset.name} {config.size_name}", left=(0, 2))
-    terminal.say(f"wrote {common.set_folder(home, config).relative_to(home)}/manifest.csv")
+    terminal.say(f"wrote {manifest.folder(home, config).relative_to(home)}/manifest.csv")
     return dataset
