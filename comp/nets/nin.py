@@ -17,6 +17,7 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs
 from torch import Tensor, nn
 
+from comp.errors import CompError, Exit
 from comp.nets.activations import activation as _activation
 from comp.nets.alexnet import stem
 from comp.nets.base import PaperNet, check_choice, named_sequence, paper_cfg, register
@@ -62,6 +63,9 @@ class Head(nn.Module):
         x = self.act(self.conv(x))
         if self.kind == "gap":
             return self.pool(x).flatten(1)  # type: ignore[no-any-return]
+        if tuple(x.shape[-2:]) != (self.window, self.window):
+            what = f"its head reads maps of {self.window}×{self.window}, the images give {x.shape[-2]}×{x.shape[-1]}"
+            raise CompError("network", what, "use the crop it was built for, or head: gap", Exit.CONFIG)
         return self.fc(self.drop(x.flatten(1)))  # type: ignore[no-any-return]
 
 
