@@ -16,6 +16,7 @@ from torch import nn
 
 from comp import files, runs, terminal
 from comp.config import RunConfig
+from comp.data import folds as splits
 from comp.data.augment import needs_pca, pipeline
 from comp.data.loader import TrainingImages
 from comp.data.order import seed_of
@@ -294,7 +295,7 @@ def about_run(config: RunConfig, dataset: Dataset, folds: Mapping[str, int], fol
         "recipe": config.recipe(),
         "data": dataset.data_digest,
         "pixels": dataset.pixels_digest,
-        "folds": files.digest_rows(folds.items()),
+        "folds": splits.digest(folds),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ def ema_decay(most: float, updates: int) -> float:
     1 - n^(-2/3), as timm's ModelEmaV3 warms up, so that a run of a few hundred steps is not averaged with its random
     start: after 100 steps the average reaches back over about 20, after 1,000 over about 100.
     """
-    return min(most, 1 - float(max(1, updates)) ** (-2 / 3))
+    return min(most, 1 - math.pow(max(1, updates), -2 / 3))
 
 
 class Average:
