@@ -28,27 +28,28 @@ class Row:
     Attributes:
         name: Its name in the network.
         kind: Its class.
-        shape: Of its output, without the batch.
+        output: The shape of its output, without the batch.
         parameters: Its own parameters.
         multiply_adds: Multiply-accumulate operations.
         activations: Values it adds to what is kept: outputs of convolutions, linear layers, pooling and attention.
             Activation functions, normalisation and dropout are counted as done in place, hence 0.
-        receptive_field: Side in pixels of what one output value sees; none where it cannot be followed (attention).
+        field: The receptive field, side in pixels of what one output value sees; none where it cannot be followed (attention).
     """
 
     name: str
     kind: str
-    shape: tuple[int, ...]
+    output: tuple[int, ...]
     parameters: int
     multiply_adds: int
     activations: int
-    receptive_field: int | None
+    field: int | None
 
 
 @dataclass(frozen=True)
 class Table:
     """All rows in the order of the forward pass, the image first, and their sums."""
 
+    size: int
     rows: tuple[Row, ...]
     parameters: int
     multiply_adds: int
@@ -149,17 +150,20 @@ def _hooks(model: nn.Module, before: Callable[..., None], after: Callable[..., N
             handle.remove()
 
 
-def layer_table(model: nn.Module, size: int) -> Table:
+def layer_table(model: nn.Module, size: int | None = None) -> Table:
     """Make the layer table for one image.
 
     Args:
         model: The network; it is not changed.
-        size: Side of the image, pixels.
+        size: Side of the image, pixels; where not said, what the network was made for.
 
     Returns:
         A row for the image, one for every layer each time it is used, and the totals. Multiply-adds of operations
         outside layers (attention written as functions) are in the total only.
     """
+    if size is None:
+        cfg: Any = model.pretrained_cfg
+        size = int(cfg["input_size"][1])
     net = copy.deepcopy(model).to("meta").eval()
     watch = _Watch()
     counted = [0]
@@ -186,4 +190,4 @@ def layer_table(model: nn.Module, size: int) -> Table:
     with torch.no_grad(), _hooks(net, before, after), watch:
         net(x)
     parameters = sum(p.numel() for p in model.parameters())
-    return Table(tuple(rows), parameters, watch.count, sum(row.activations for row in rows))
+    return Table(size, tuple(rows), parameters, watch.count, sum(row.activations for row in rows))
