@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "evaluate", "resolve_precision"]
 
-# Crops of 224 pixels in one forward pass. Measured on 4 CPU cores: 40 beats 160 (docs/views.md); a GPU wants more.
-BATCH = {"cpu": 40, "cuda": 256}
+# Crops of 224 pixels in one forward pass, per CPU thread and per GPU. More than 10 a thread is slower: the maps do not fit
+# into a core's cache any more (docs/views.md).
+BATCH = {"cpu": 10, "cuda": 256}
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
 
 
@@ -92,7 +93,8 @@ def evaluate(
         precision: fp32, bf16, fp16 or auto (see `resolve_precision`).
         device: Where the network is.
         workers: Threads that read, decode and resize; 0 does it between the forwards.
-        batch: Training crops in one forward pass; larger views count as more. Default 40 of 224 pixels on a CPU.
+        batch: Training crops in one forward pass; larger views count as more. The default is 10 of 224 pixels for
+            each CPU thread, 256 on a GPU.
         fold: Work on a copy with BatchNorm folded into the convolutions, channels last.
         keep: Return each view's probabilities too.
         prior: (C,) what a photo that cannot be decoded gets (`on_bad: skip`).
@@ -150,7 +152,7 @@ class _Loop:
         self.spec, self.name, self.device, self.crop = spec, name, device, image.crop
         self.views: list[View] = spec.views(image.crop, image.test_size)
         self.dtype = resolve_precision(precision, device)
-        self.budget = batch * image.crop**2 if batch else BATCH.get(device.type, BATCH["cuda"]) * 224**2
+        self.budget = batch * image.crop**2 if batch else _usual_batch(device) * 224**2
         self.network = inference_copy(network, image.crop, device)[0] if fold else network
         self.forward = _class_scores(self.network, spec, name, image.crop)
         self.mean = 255 * torch.tensor(mean, dtype=torch.float32, device=device).view(1, 3, 1, 1)
@@ -249,7 +251,7 @@ class _Loop:
         half = torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
         with torch.inference_mode(), half:
             x = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-            return self.forward((x.float() - self.mean) / self.std)
+            return self.forward(x.float().sub_(self.mean).div_(self.std))
 
     def check(self, probs: Tensor, rows: Sequence[int], dataset: Dataset) -> None:
         """Refuse (K, C) probabilities that are not finite."""
@@ -363,6 +365,12 @@ def _bad_rows(dataset: Dataset, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.b
 
 def _classes(network: nn.Module) -> int:
     return int(getattr(network, "num_classes", 0) or 0)
+
+
+def _usual_batch(device: torch.device) -> int:
+    if device.type == "cpu":
+        return BATCH["cpu"] * torch.get_num_threads()
+    return BATCH["cuda"]
 
 
 def _nothing() -> None:

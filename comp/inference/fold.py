@@ -33,39 +33,47 @@ def inference_copy(network: nn.Module, crop: int, device: torch.device) -> tuple
         parameter.requires_grad_(False)
     chosen, count = plain, 0
     if any(isinstance(module, nn.BatchNorm2d) for module in plain.modules()):
-        folded, pairs = _folded(copy.deepcopy(plain), crop)
-        if pairs and _same(plain, folded, crop):
-            chosen, count = folded, pairs
+        image = _probe(plain, crop)
+        expected, pairs = _observe(plain, image)
+        folded = _folded(plain, pairs)
+        if pairs and _agrees(folded, image, expected):
+            chosen, count = folded, len(pairs)
     return chosen.to(device, memory_format=torch.channels_last), count  # type: ignore[call-overload]
 
 
 @torch.no_grad()
-def _folded(network: nn.Module, crop: int) -> tuple[nn.Module, int]:
-    pairs = _pairs(network, crop)
-    names = {module: name for name, module in network.named_modules()}
-    for conv, norm in pairs:
-        # fuse_conv_bn_eval knows BatchNorm alone; timm's BatchNormAct2d is one with an activation behind it.
+def _folded(plain: nn.Module, pairs: list[tuple[str, str]]) -> nn.Module:
+    """A copy in which each (convolution, normalisation), given by name, is one convolution."""
+    network = copy.deepcopy(plain)
+    for conv_name, norm_name in pairs:
+        conv, norm = network.get_submodule(conv_name), network.get_submodule(norm_name)
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(norm, nn.BatchNorm2d)
+        # It knows BatchNorm alone; timm's BatchNormAct2d is one with an activation behind it.
         fused = fuse_conv_bn_eval(conv, norm)
         conv.weight, conv.bias = fused.weight, fused.bias
         rest = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
-        path, _, last = names[norm].rpartition(".")
+        path, _, last = norm_name.rpartition(".")
         setattr(network.get_submodule(path), last, nn.Sequential(*rest) if rest else nn.Identity())
-    return network, len(pairs)
+    return network
 
 
-def _pairs(network: nn.Module, crop: int) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """(convolution, normalisation) where the one's output is the other's input and both run once per forward."""
-    made_by: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # the tensors are held, so that their ids stay theirs
-    found: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+@torch.no_grad()
+def _observe(network: nn.Module, image: Tensor) -> tuple[Tensor, list[tuple[str, str]]]:
+    """The network's output, and (convolution, normalisation) where the one's output is the other's only input.
+
+    Both must run exactly once in a forward pass.
+    """
+    names = {module: name for name, module in network.named_modules()}
+    made_by: dict[int, tuple[nn.Module, Tensor]] = {}  # the tensors are held, so that their ids stay theirs
+    found: list[tuple[nn.Module, nn.Module]] = []
     calls: dict[nn.Module, int] = {}
 
     def conv_hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        assert isinstance(module, nn.Conv2d)
         calls[module] = calls.get(module, 0) + 1
         made_by[id(output)] = module, output
 
     def norm_hook(module: nn.Module, inputs: Any) -> None:
-        assert isinstance(module, nn.BatchNorm2d)
         calls[module] = calls.get(module, 0) + 1
         if inputs and id(inputs[0]) in made_by:
             found.append((made_by[id(inputs[0])][0], module))
@@ -77,27 +85,25 @@ def _pairs(network: nn.Module, crop: int) -> list[tuple[nn.Conv2d, nn.BatchNorm2
         elif isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
             hooks.append(module.register_forward_pre_hook(norm_hook))
     try:
-        network(_probe(network, crop))
+        output = network(image)
     finally:
         for hook in hooks:
             hook.remove()
     convs = [conv for conv, _ in found]
-    return [(c, n) for c, n in found if calls[c] == calls[n] == 1 and convs.count(c) == 1]
+    return output, [(names[c], names[n]) for c, n in found if calls[c] == calls[n] == 1 and convs.count(c) == 1]
 
 
 @torch.no_grad()
-def _same(plain: nn.Module, folded: nn.Module, crop: int) -> bool:
-    """Whether two networks agree on an image."""
-    image = _probe(plain, crop)
-    before = plain(image)
+def _agrees(folded: nn.Module, image: Tensor, expected: Tensor) -> bool:
     try:
         after = folded(image)
     except (AttributeError, TypeError):  # it looks into a normalisation that is gone
         return False
-    return bool((before - after).abs().max() <= TOLERANCE * before.abs().max().clamp_min(1e-6))
+    return bool((after - expected).abs().max() <= TOLERANCE * expected.abs().max().clamp_min(1e-6))
 
 
 def _probe(network: nn.Module, crop: int) -> Tensor:
     parameter = next(network.parameters())
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(2, 3, crop, crop, generator=generator).to(parameter.device, parameter.dtype)
+    image = torch.randn(1, 3, crop, crop, generator=generator).to(parameter.device, parameter.dtype)
+    return image.contiguous(memory_format=torch.channels_last)
