@@ -257,13 +257,25 @@ def interval(metric: str, labels: Array, probs: Array, groups: Array | None = No
     Coverage by simulation: `python -m benchmarks.estimates` (docs/ensembles.md).
     """
     value = METRICS[metric].function(labels, probs)
-    se = standard_error(metric, labels, probs, groups)
+    count = len(labels) if groups is None else len(np.unique(np.asarray(groups)))
+    return around(metric, value, standard_error(metric, labels, probs, groups), count)
+
+
+def around(metric: str, value: float, se: float, count: int) -> Estimate:
+    """The 95 % interval around a score with a known standard error (see `interval`).
+
+    Args:
+        metric: A name in METRICS.
+        value: The score.
+        se: Its standard error.
+        count: The images (or groups of copies) it rests on; counts where the score is exactly 0 or 1.
+    """
     if np.isnan(value):
         return Estimate(value, se, float("nan"), float("nan"))
     if metric == "log_loss":
         return Estimate(value, se, max(0.0, value - Z95 * se), value + Z95 * se)
     if not 0.0 < value < 1.0:
-        end = 0.025 ** (1.0 / (len(labels) if groups is None else len(np.unique(np.asarray(groups)))))
+        end = 0.025 ** (1.0 / count)
         return Estimate(value, se, end if value else 0.0, 1.0 if value else 1.0 - end)
     logit, reach = np.log(value / (1.0 - value)), Z95 * se / (value * (1.0 - value))
     low, high = 1.0 / (1.0 + np.exp(-np.array([logit - reach, logit + reach])))

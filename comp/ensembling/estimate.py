@@ -19,12 +19,13 @@ import numpy.typing as npt
 
 from comp.ensembling.rules import Floats, Ints, Members
 from comp.errors import CompError, Exit
-from comp.metrics import METRICS, Metric, interval
+from comp.metrics import METRICS, Metric, around, standard_error
 
 Array = npt.NDArray[Any]
 Description = dict[str, Any]
 
 PARTS = 5  # into which rows are split where the folds cannot be rotated
+PAIRS = 10  # pairs of parts that the error of choosing is measured on: all pairs of 5 folds
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,9 @@ class CrossFit:
         in_sample: Score of the method fitted on all rows, on the same rows.
         cross_fitted: Score of the pooled held-out predictions: the headline.
         optimism: How much better the in-sample score looks, in the metric's unit (≥ 0 as a rule).
-        se: Standard error of `cross_fitted`.
-        low, high: Its 95 % interval.
+        se: Standard error of `cross_fitted`, over the choice of images and, with it, over what was chosen on them.
+        choice_se: The part of `se` that comes from choosing; se² = (error of fixed predictions)² + choice_se².
+        low, high: The 95 % interval.
         probs: (N, C) float64, the pooled held-out predictions.
         fitted: The method fitted on all rows, to be applied to the test predictions.
         by_part: For each rotated part: the method fitted on the others.
@@ -115,6 +117,7 @@ class CrossFit:
     cross_fitted: float
     optimism: float
     se: float
+    choice_se: float
     low: float
     high: float
     probs: Floats
@@ -123,7 +126,7 @@ class CrossFit:
 
     def numbers(self) -> dict[str, float]:
         """The scores alone, for JSON."""
-        names = ("in_sample", "cross_fitted", "optimism", "se", "low", "high")
+        names = ("in_sample", "cross_fitted", "optimism", "se", "choice_se", "low", "high")
         return {name: float(getattr(self, name)) for name in names}
 
 
@@ -190,39 +193,67 @@ def cross_fit(
     return cross_fit_answers(method, members, answers)
 
 
-def cross_fit_answers(method: Method, members: Members, answers: Answers) -> CrossFit:
-    """`cross_fit` for answers already put together; methods use it to choose among methods."""
+def cross_fit_answers(method: Method, members: Members, answers: Answers, with_error: bool = True) -> CrossFit:
+    """`cross_fit` for answers already put together; methods use it, without the error, to choose among methods."""
     fitted = method.fit(members, answers)
-    whole = fitted.apply(members, answers.folds)
-    in_sample = answers.score(whole)
+    pooled = whole = fitted.apply(members, answers.folds)
     by_part: dict[int, Fitted] = {}
-    pooled = whole
+    choice_error = 0.0
     if not method.fixed(members):
-        pooled = np.empty_like(whole)
         part = rotation(method, answers)
         numbers = np.unique(part).tolist()
         if len(numbers) < 2:
-            raise CompError(
-                method.name,
-                f"{len(answers.labels)} labelled images cannot be split to estimate it",
-                "use a rule without fitting",
-                Exit.DATA,
-            )
+            what = f"{len(answers.labels)} labelled images cannot be split to estimate it"
+            raise CompError(method.name, what, "use a rule without fitting", Exit.DATA)
+        pooled = np.empty_like(whole)
         for number in numbers:
             inside = part == number
             by_part[number] = method.fit(take(members, ~inside), answers.take(~inside))
             pooled[inside] = by_part[number].apply(take(members, inside), answers.folds[inside])
-    estimate = interval(answers.metric, answers.labels, pooled, answers.groups)
-    sign = 1.0 if answers.how.higher_is_better else -1.0
+        if with_error:
+            choice_error = _choice_error(method, members, answers, part, pooled)
+    in_sample, score = answers.score(whole), answers.score(pooled)
+    se = float("nan")
+    if with_error:
+        se = float(np.hypot(standard_error(answers.metric, answers.labels, pooled, answers.groups), choice_error))
+    ends = around(answers.metric, score, se, len(np.unique(answers.groups)))
+    optimism = in_sample - score if answers.how.higher_is_better else score - in_sample
     return CrossFit(
-        method.name,
-        in_sample,
-        estimate.value,
-        sign * (in_sample - estimate.value),
-        estimate.se,
-        estimate.low,
-        estimate.high,
-        pooled,
-        fitted,
-        by_part,
+        method.name, in_sample, score, optimism, se, choice_error, ends.low, ends.high, pooled, fitted, by_part
     )
+
+
+def _choice_error(method: Method, members: Members, answers: Answers, part: Ints, pooled: Floats) -> float:
+    """The standard error that choosing adds to a cross-fitted score.
+
+    Held-out errors of two parts j and k are not independent: luck in j moves what is chosen for k, luck in k what is
+    chosen for j, and near-equal candidates make both moves go with the luck. Let f_k be fitted without k, f_jk without
+    both, and d_kj the score's change when k's predictions by f_jk are replaced by those of f_k. f_jk knows neither
+    part, so the covariance of the two errors is that of d_kj and d_jk, and the variance is twice its sum over pairs.
+    The mean of all d is taken out first: what more rows gain on average is no luck. At most PAIRS pairs are fitted.
+    """
+    numbers = np.unique(part).tolist()
+    count = len(numbers)
+    if count < 3:
+        return 0.0
+    pairs = [(a, b) for a in range(count) for b in range(a + 1, count)]
+    pairs.sort(key=lambda pair: ((pair[1] - pair[0]) % count, pair))
+    score = answers.score(pooled)
+    changes = []
+    for pair in pairs[:PAIRS]:
+        kept = ~np.isin(part, [numbers[place] for place in pair])
+        fitted = method.fit(take(members, kept), answers.take(kept))
+        both = []
+        for place in pair:
+            inside, other = part == numbers[place], pooled.copy()
+            other[inside] = fitted.apply(take(members, inside), answers.folds[inside])
+            both.append(score - answers.score(other))
+        changes.append(both)
+    table = np.array(changes)
+    size = table.size
+    if size < 4:
+        return 0.0
+    table = table - table.mean()
+    product, square = float((table[:, 0] * table[:, 1]).mean()), float((table**2).mean())
+    covariance = product + (square + product) / (size - 2)  # taking the mean out took this much away
+    return float(np.sqrt(max(covariance, 0.0) * count * (count - 1)))

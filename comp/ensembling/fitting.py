@@ -110,6 +110,7 @@ class Stack:
     def fit(self, members: Members, answers: Answers | None) -> StackFit:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
         answers = needs_answers(self.name, answers)
         order, classes = member_order(members), members[0].shape[1]
@@ -120,7 +121,7 @@ class Stack:
         else:
             features = np.concatenate([centred_logs(members[m]) for m in order], axis=1)
             model = LogisticRegression(C=self.strength, max_iter=200, tol=1e-5)
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), threadpool_limits(1):  # the same digits whatever the machine's threads
                 warnings.simplefilter("ignore", ConvergenceWarning)  # an early stop only shrinks a little more
                 model.fit(features, answers.labels)
             coefficients, intercept = model.coef_, model.intercept_

@@ -136,7 +136,7 @@ class Choose:
         if len(self.options) == 1:
             return self.options[0].fit(members, answers)
         answers = needs_answers(self.name, answers)
-        results = [cross_fit_answers(option, members, answers) for option in self.options]
+        results = [cross_fit_answers(option, members, answers, with_error=False) for option in self.options]
         scores = [answers.how.utility(result.cross_fitted) for result in results]
         return results[int(np.argmax(scores))].fitted
 

@@ -42,8 +42,8 @@ class Shape:
     members: int = 10
     folds: int = 5
     smallest: int = 40
-    largest: int = 320
-    classes: int = 12
+    largest: int = 200
+    classes: int = 8
     fresh: int = 25
     skill: float = 2.2
     shared: float = 0.85
