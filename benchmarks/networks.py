@@ -289,7 +289,8 @@ def table(home: Path, everything: Sequence[Cell]) -> str:
             f"## {data}",
             "",
             f"{first['train_images']} photos train, {first['val_images']} are held out; the largest class "
-            f"has {100 * first['largest']:.1f} % of those. {first['machine']}. {len(known)} of {len(rows)} cells are there.",
+            f"has {100 * first['largest']:.1f} % of those. {first['machine']}. "
+            f"{len(known)} of {len(rows)} cells are there.",
             "",
             "| network | parameters | epochs | seconds | macro F1 | accuracy | above the largest class |",
             "|---|--:|--:|--:|--:|--:|---|",

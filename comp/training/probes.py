@@ -53,12 +53,6 @@ class Depth:
         return _over(self._chain[-1].output["mean_square"], self._chain[0].output["mean_square"])
 
     @property
-    def backward(self) -> float:
-        """Mean square of the gradient in the first one's output over the last one's; nan where nothing came through."""
-        first, last = self._chain[0].gradient, self._chain[-1].gradient
-        return _over(first["mean_square"], last["mean_square"]) if first and last else math.nan
-
-    @property
     def verdict(self) -> str:
         """`vanishing`, `exploding` or `fine`."""
         if not math.isfinite(self.forward) or self.forward > EXPLODING:
