@@ -17,7 +17,7 @@ def model(model: str, *, classes: int = 1000, size: int | None = None) -> None:
     path = runs.home() / "configs" / "models" / f"{config.check_name('MODEL', model)}.yaml"
     section = config.validate(config.RunConfig, config.read_yaml(path), path).model if path.exists() else config.Model()
     name = section.name or model
-    names.check(name)
+    names.check_model_name(name)
 
     from comp.nets import build, table
 

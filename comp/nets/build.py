@@ -22,8 +22,7 @@ from comp.nets import alexnet, googlenet, nin, prelunet, residual, vgg
 from comp.nets.activations import ACTIVATIONS
 from comp.nets.activations import activation as check_activation
 from comp.nets.init import initialise
-from comp.nets.names import PAPERS
-from comp.nets.names import check as check_name
+from comp.nets.names import PAPERS, check_model_name
 from comp.nets.transfer import head_parameters, new_head
 
 FAMILIES = (alexnet, googlenet, nin, prelunet, residual, vgg)  # importing them registers the papers' networks with timm
@@ -64,7 +63,7 @@ def build(
     Raises:
         CompError: The network does not exist, does not know an argument, or its weights are not there or do not fit.
     """
-    check_name(name)
+    check_model_name(name)
     kind = dict(init or {}).get("kind", "default")
     if pretrained and kind != "default":
         raise CompError("model.init", "a pretrained network is not started anew", "drop it or pretrained", Exit.CONFIG)

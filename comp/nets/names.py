@@ -40,7 +40,7 @@ def model_names() -> list[str]:
     return sorted(found)
 
 
-def check(name: str) -> None:
+def check_model_name(name: str) -> None:
     """Refuse a name that no network has (tags of weights are not looked at).
 
     Raises:

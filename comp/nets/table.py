@@ -33,7 +33,7 @@ class Row:
         multiply_adds: Multiply-accumulate operations.
         activations: Values it adds to what is kept: outputs of convolutions, linear layers, pooling and attention.
             Activation functions, normalisation and dropout are counted as done in place, hence 0.
-        field: The receptive field, side in pixels of what one output value sees; none where it cannot be followed (attention).
+        field: Receptive field: side in pixels of what one output value sees; none after attention.
     """
 
     name: str
