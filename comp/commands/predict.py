@@ -57,9 +57,9 @@ def predict(
     if not todo:
         terminal.say(f"nothing is missing: the {spec.file_name} predictions of {len(wanted)} run(s) are there")
         return
-    procs = launch.processes(procs)
-    if launch.needed(procs):
-        launch.run(procs)
+    if launch.wanted(procs):
+        words = ["predict", *runs, "--data", data, "--views", views, *(["--keep"] if keep else []), *settings]
+        launch.start(procs, words)
         return
     _predict(home, data_config, spec, todo, keep)
 

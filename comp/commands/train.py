@@ -67,8 +67,6 @@ def train(
     if all(each.finished for each in todo):
         results = [summary.fold_result(each, data_config, dataset) for each in todo]
     else:
-        for note in notes:
-            terminal.say(note)
         if launch.wanted(procs):
             words = ["train", model, "--fold", str(fold), "--data", data, *settings]
             words += [] if name is None else ["--name", name]
@@ -77,6 +75,8 @@ def train(
                 pass
             launch.start(procs, words)
             return _answer([summary.fold_result(each, data_config, dataset) for each in todo], number)
+        for note in notes:
+            terminal.say(note)
         results = [_train(home, run_config, data_config, dataset, folds, each, stopping) for each in todo]
     for result in results:
         terminal.say(summary.result_line(result))
