@@ -43,7 +43,7 @@ def doctor(model: str, *, data: str = "petals", settings: Sequence[str] = ()) ->
     """
     home, data_config, overrides = common.project(data, settings)
     config, what = _config(home, model, data_config, overrides)
-    names.check(config.model.name)
+    names.check_model_name(config.model.name)
     dataset = common.prepared(home, data_config)
     terminal.say(f"{what} on {data_config.name} at {config.image.crop} pixels, {config.optim.name} {config.optim.lr:g}")
     report = _examine(home, config, data_config, dataset, Run(home, data_config.name, config.model.name))
