@@ -83,23 +83,30 @@ def _fitted(record: Mapping[str, Any]) -> str:
 
 
 def _members(record: Mapping[str, Any]) -> None:
-    rows = []
+    alone: list[list[object]] = []
+    rows: list[list[object]] = []
+    splits = [s for s in ("oof", "test", "val") if any(f["split"] == s for m in record["members"] for f in m["files"])]
     for member in record["members"]:
         estimate = member["estimate"]
         said = f"{estimate['value']:.4f} ±{number(estimate['se'])}" if estimate else "unknown"
-        for n, file in enumerate(member["files"]):
-            epoch = f"{file.get('selection', '')} {file.get('epoch', '')}".strip()
+        alone.append([member["name"], said, number(member.get("ms_per_image"), 1)])
+        name = shortened(member["name"], 24)
+        for fold in dict.fromkeys(file["fold"] for file in member["files"]):
+            own = {file["split"]: file for file in member["files"] if file["fold"] == fold}
+            known = {key: value for file in own.values() for key, value in file.items()}
             rows.append(
                 [
-                    shortened(member["name"], 20) if n == 0 else "",
-                    said if n == 0 else "",
-                    file["split"],
-                    "" if file["fold"] is None else file["fold"],
-                    file["digest"][:8],
-                    file.get("checkpoint", "")[:8],
-                    file.get("config", "")[:8],
-                    epoch,
+                    name,
+                    "" if fold is None else fold,
+                    *(own[split]["digest"][:8] if split in own else "" for split in splits),
+                    known.get("checkpoint", "")[:8],
+                    known.get("config", "")[:8],
+                    f"{known.get('selection', '')} {known.get('epoch', '')}".strip(),
                 ]
             )
-    columns = ("member", f"{record['metric']} ±SE", "file", "fold", "probs", "weights", "config", "epoch")
-    terminal.table(columns, rows, left=(0, 2, 4, 5, 6, 7))
+            name = ""
+    terminal.say()
+    terminal.table(("member", f"{record['metric']} ±SE", "ms/img"), alone)
+    terminal.say()
+    columns = ("files of", "fold", *splits, "weights", "config", "epoch")
+    terminal.table(columns, rows, left=(0, *range(2, len(columns))))

@@ -140,9 +140,14 @@ def _predict_missing(
         return
     runs = sorted({path.parent.parent.name for path in missing})
     paragraph(f"{len(missing)} prediction files are missing, of {', '.join(runs)}; making them first")
-    from comp.commands.predict import predict
+    from comp import launch
 
-    predict(runs, data=data, views=views, procs=procs, settings=settings)
+    if launch.wanted(procs):
+        launch.start(procs, ["predict", *runs, "--data", data, "--views", views, *settings])
+    else:
+        from comp.commands.predict import predict
+
+        predict(runs, data=data, views=views, procs=procs, settings=settings)
     left = [path for path in missing if not path.exists()]
     if left:
         raise CompError(

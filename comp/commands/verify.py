@@ -109,6 +109,7 @@ def _evaluate(
     from comp.commands import common
     from comp.inference import spec
     from comp.inference.evaluate import evaluate
+    from comp.inference.predict import class_prior
     from comp.nets.store import load_model
 
     one = Run(home, config.name, run).fold(fold)
@@ -116,8 +117,6 @@ def _evaluate(
     stored = load_model(one, device)
     _, dataset = common.of_run(home, one.config())
     place = {str(image_id): row for row, image_id in enumerate(dataset.ids)}
-    labelled = np.asarray(dataset.labels)[np.asarray(dataset.labels) >= 0]
-    prior = np.bincount(labelled, minlength=len(stored.classes)) / max(len(labelled), 1)
     done = evaluate(
         stored.network,
         dataset,
@@ -129,6 +128,6 @@ def _evaluate(
         std=stored.std,
         precision=one.config().precision,
         device=device,
-        prior=prior,
+        prior=class_prior(dataset, common.split(home, config, dataset)),
     )
     return done.probs

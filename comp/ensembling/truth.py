@@ -67,6 +67,8 @@ def truth_of(
         test_ids: Test ids in the order of the submission; default the manifest's order.
     """
     ids = [str(image_id) for image_id in dataset.ids]
+    bad = set(map(str, dataset.bad))  # under `on_bad: skip` nobody trains on them or predicts them out of fold
+    folds = {image_id: fold for image_id, fold in folds.items() if image_id not in bad}
     labels = {image_id: int(label) for image_id, label in zip(ids, dataset.labels, strict=True)}
     splits = dict(zip(ids, map(str, dataset.splits), strict=True))
     manifest_test = [image_id for image_id in ids if splits[image_id] == "test"]
@@ -74,10 +76,10 @@ def truth_of(
         data=dataset.name,
         classes=tuple(map(str, dataset.classes)),
         labels={image_id: labels[image_id] for image_id in folds if folds[image_id] >= 0},
-        folds=dict(folds),
+        folds=folds,
         test_ids=tuple(manifest_test if test_ids is None else test_ids),
         data_digest=dataset.data_digest,
         folds_digest=folds_digest,
         groups=dict(zip(ids, map(str, dataset.sha1), strict=True)),
-        val={i: labels[i] for i in ids if splits[i] == "val" and i not in folds} if audit else {},
+        val={i: labels[i] for i in ids if splits[i] == "val" and i not in folds and i not in bad} if audit else {},
     )

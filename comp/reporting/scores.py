@@ -397,14 +397,15 @@ class Recipe:
 
 
 def recipes(rows: Sequence[RunScore]) -> list[Recipe]:
-    """The recipes of which at least two seeds have the same folds finished."""
+    """The recipes of which at least two seeds have the same photos predicted (the most there are)."""
     found: dict[str, list[RunScore]] = {}
     for row in rows:
         if row.recipe and row.oof is not None:
             found.setdefault(row.recipe, []).append(row)
     out = []
     for recipe, seeds in found.items():
-        if len(seeds) > 1 and len({seed.photos for seed in seeds}) == 1:
+        seeds = [seed for seed in seeds if seed.photos == max(other.photos for other in seeds)]
+        if len(seeds) > 1:
             values = [seed.oof.value for seed in seeds if seed.oof is not None]
             out.append(Recipe(recipe, tuple(s.name for s in seeds), statistics.fmean(values), statistics.stdev(values)))
     return out

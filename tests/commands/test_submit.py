@@ -247,7 +247,7 @@ def test_will_not_overwrite_what_was_sent(drawn: Callable[..., World]) -> None:
         submit(data="drawn", name="mine").record["csv"] == done.record["csv"]
     )  # the same content may be written again
     made.run("a", seed=7)
-    with pytest.raises(CompError, match="was sent on .* with other content"):
+    with pytest.raises(CompError, match=r"was sent on .* with other content"):
         submit(data="drawn", name="mine")
 
 

@@ -73,7 +73,7 @@ def test_another_prediction_file(drawn: Callable[..., World]) -> None:
     probs = read.probs.copy()
     probs[0] = np.roll(probs[0], 1)
     Predictions(read.ids, probs, read.classes, read.header).save(file)
-    with pytest.raises(CompError, match="member b/fold3: test.flip.npz is not the file that was blended"):
+    with pytest.raises(CompError, match=r"member b/fold3: test\.flip\.npz is not the file that was blended"):
         verify(str(path))
 
 

@@ -216,7 +216,7 @@ def test_choice(tmp_path: Path) -> None:
     made.run("a")
     made.run("b", folds=[0, 1])
     assert [run.name for run in choosing.choose(tmp_path, made.truth, ()).runs] == ["a"]
-    with pytest.raises(CompError, match="did you mean 'a'|choose from a, b"):
+    with pytest.raises(CompError, match=r"did you mean 'a'|choose from a, b"):
         choosing.choose(tmp_path, made.truth, ["c"])
     with pytest.raises(CompError, match="is named twice"):
         choosing.choose(tmp_path, made.truth, ["a", "a"])
@@ -234,6 +234,7 @@ def test_truth_of_a_manifest() -> None:
         classes = ("u", "v")
         sha1 = ("1", "1", "2", "3")
         data_digest = "d"
+        bad = ()
 
     truth = truth_of(Dataset(), {"a": 0, "b": -1}, "f", audit=True)  # type: ignore[arg-type]
     assert truth.labels == {"a": 0}

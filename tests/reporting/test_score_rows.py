@@ -50,8 +50,8 @@ def test_best_first_and_ranks(tmp_path: Path) -> None:
         made.run(name, skill=skill, recipe=name)
     rows, warnings = scores.gather(tmp_path, made.truth, "macro_f1")
     assert not warnings
-    assert [row.name for row in rows][0] == "good"
-    assert [row.name for row in rows][-1] == "bad"
+    assert rows[0].name == "good"
+    assert rows[-1].name == "bad"
     ranks = {row.name: row.rank for row in rows}
     assert ranks == {"good": 1, "alike1": 2, "alike2": 2, "bad": 4}
 
