@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SECONDS = 120.0  # of probes, where time_limit does not say otherwise
 THUMBNAILS = 600  # photos that the labels are checked on
-THUMBNAIL = 12  # their width and height, pixels
+THUMBNAIL = 8  # their width and height, pixels
 BATCH = 24  # photos of a batch, rounded up to a multiple of the classes
 BATCHES = 4
 

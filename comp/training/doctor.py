@@ -36,7 +36,7 @@ class Report:
         overfit: One batch, over and over, with the config's own settings.
         remedies: Settings changed → the same batch.
         rates: Learning rate → several batches.
-        advice: (init, lr, clipping, labels or fine; a line with figures).
+        advice: (what to try: init, lr, clipping, labels, or several with commas, or fine; a line with figures).
         left_out: What there was no time for, and the like.
     """
 
@@ -51,7 +51,7 @@ class Report:
     @property
     def tries(self) -> list[str]:
         """Which of init, lr, clipping, labels to try, each once; `fine` alone where nothing is wrong."""
-        return list(dict.fromkeys(what for what, _ in self.advice))
+        return list(dict.fromkeys(what for whats, _ in self.advice for what in whats.split(", ")))
 
 
 class Bench:
@@ -238,9 +238,8 @@ def advise(report: Report, section: Optim, scratch: bool) -> None:
         say(("init", f"the signal is {depth.verdict} ({depth.line()}){course}; {fix}"))
     worked = [(name, tried) for name, tried in report.remedies.items() if tried.verdict == "learns"]
     for name, tried in worked:
-        whats = [what for what, key in (("init", "init"), ("clipping", "clip"), ("lr", "lr=")) if key in name]
-        for what in whats:
-            say((what, f"{name} works on the batch that was not learnt: {tried.line()}"))
+        what = ", ".join(what for what, key in (("init", "init"), ("clipping", "clip"), ("lr", "lr=")) if key in name)
+        say((what, f"{name} works on the batch that was not learnt: {tried.line()}"))
     if overfit and not learns and not worked:
         if overfit.verdict == "cliff":
             gentler = f"optim.clip={(section.clip or 1) / 10:g} or optim.lr={section.lr / 10:g}"

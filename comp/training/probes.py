@@ -29,6 +29,8 @@ FLAT = 5e-4  # of ln(classes): a loss that ends in this band, without noise of b
 LEARNT = 0.85  # times ln(classes): below it the images are being told apart
 STEPS = 150  # of a trial, where time allows
 FEWEST = 12  # with less steps a trial says nothing
+RELATED = 4.0  # standard deviations of the classifier's margin from that with shuffled labels
+ENOUGH_PHOTOS = 300  # with fewer photos, no relation is no finding
 WARMUP = 5  # steps of a trial's warm-up, where the schedule has one
 
 
@@ -154,28 +156,30 @@ class LabelFigures:
 
     Attributes:
         counts: Photos of each class (C,).
-        accuracy: Leave-one-out accuracy, averaged over classes, of a ridge classifier on thumbnails.
+        recall: Leave-one-out recall, averaged over classes, of a ridge classifier on thumbnails.
         chance: The same with shuffled labels, mean over shuffles.
-        spread: Standard deviation over the shuffles.
+        z: How far the classifier's mean margin is from that with shuffled labels, in standard deviations of those.
     """
 
     counts: NDArray[np.int64]
-    accuracy: float
+    recall: float
     chance: float
-    spread: float
+    z: float
 
     @property
     def verdict(self) -> str:
-        """`one class`, `unrelated` or `fine`."""
+        """`one class`, `unrelated`, `few` (too few photos to say) or `fine`."""
         if (self.counts > 0).sum() < 2:
             return "one class"
-        return "unrelated" if self.accuracy < self.chance + 3 * self.spread else "fine"
+        if self.z >= RELATED:
+            return "fine"
+        return "unrelated" if self.counts.sum() >= ENOUGH_PHOTOS else "few"
 
     def line(self) -> str:
         """The figures in words."""
         return (
-            f"thumbnails alone give a simple classifier {self.accuracy:.3f} macro recall, "
-            f"{self.chance:.3f} ± {self.spread:.3f} with shuffled labels"
+            f"from thumbnails alone a simple classifier gets {self.recall:.3f} macro recall, {self.chance:.3f} with "
+            f"shuffled labels (its margin is {self.z:.1f} standard deviations away)"
         )
 
 
@@ -197,16 +201,22 @@ def label_probe(thumbnails: NDArray[Any], labels: NDArray[np.int64], classes: in
     kernel = x @ x.T / x.shape[1]
     hat = np.linalg.solve(kernel + 0.3 * np.trace(kernel) / len(x) * np.eye(len(x)), kernel).T
     loo = (hat - np.diag(np.diag(hat))) / (1 - np.diag(hat))[:, None]
+    present = np.flatnonzero(counts)
 
-    def score(y: NDArray[np.int64]) -> float:
-        target = np.eye(classes)[y] / np.maximum(counts, 1)  # classes weigh the same, as in macro F1
-        target = target - target.mean(axis=0)
-        right = (loo @ target).argmax(axis=1) == y
-        return float(np.mean([right[y == label].mean() for label in np.flatnonzero(counts)]))
+    def score(y: NDArray[np.int64]) -> tuple[float, float]:
+        target = np.eye(classes)[y][:, present] / counts[present]  # classes weigh the same, as in macro F1
+        answers = loo @ (target - target.mean(axis=0))
+        place = np.searchsorted(present, y)
+        right = answers.argmax(axis=1) == place
+        margin = answers[np.arange(len(y)), place] - answers.mean(axis=1)
+        return float(np.mean([right[place == i].mean() for i in range(len(present))])), float(margin.mean())
 
     rng = np.random.default_rng(0)
-    chance = [score(rng.permutation(labels)) for _ in range(shuffles)]
-    return LabelFigures(counts, score(labels), float(np.mean(chance)), float(np.std(chance)))
+    shuffled = np.array([score(rng.permutation(labels)) for _ in range(shuffles)])
+    recall, margin = score(labels)
+    spread = float(shuffled[:, 1].std())
+    z = (margin - float(shuffled[:, 1].mean())) / spread if spread else 0.0
+    return LabelFigures(counts, recall, float(shuffled[:, 0].mean()), z)
 
 
 def depth_probe(network: nn.Module, images: Tensor, labels: Tensor) -> Depth:

@@ -136,7 +136,7 @@ def test_leave_one_out_is_what_leaving_one_out_gives() -> None:
         alpha = np.linalg.solve(kernel[np.ix_(others, others)] + ridge * np.eye(26), target[others])
         right.append((kernel[i, others] @ alpha).argmax() == labels[i])
     recall = np.mean([np.mean(np.array(right)[labels == c]) for c in range(3)])
-    assert found.accuracy == pytest.approx(recall)
+    assert found.recall == pytest.approx(recall)
 
 
 def test_shuffled_labels_are_told_from_good_ones() -> None:
@@ -145,6 +145,7 @@ def test_shuffled_labels_are_told_from_good_ones() -> None:
     x = rng.normal(0, 1, (300, 60)) + rng.normal(0, 0.4, (5, 60))[labels]
     assert label_probe(x, labels, 5).verdict == "fine"
     assert label_probe(x, rng.permutation(labels), 5).verdict == "unrelated"
+    assert label_probe(x[:50], rng.permutation(labels[:50]), 5).verdict == "few"
     assert label_probe(x, np.zeros(300, np.int64), 5).verdict == "one class"
 
 
@@ -186,7 +187,7 @@ def test_too_low_a_rate_is_named_from_the_three() -> None:
 
 
 def test_labels_come_first() -> None:
-    wrong = LabelFigures(np.array([5, 5, 5, 5]), 0.25, 0.25, 0.02)
+    wrong = LabelFigures(np.array([99, 99, 99, 99]), 0.25, 0.25, 0.5)
     assert diagnose(Stack(depth=3), labels=wrong).tries[0] == "labels"
 
 
