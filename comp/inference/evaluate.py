@@ -20,6 +20,7 @@ from torch.nn.functional import avg_pool2d, log_softmax
 from comp import config
 from comp.errors import CompError, Exit
 from comp.inference.batches import Batch, batches, chunk_length
+from comp.inference.cost import aspect
 from comp.inference.fold import inference_copy
 from comp.inference.precision import resolve_precision
 from comp.inference.spec import View, ViewSpec
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "evaluate", "resolve_precision"]
 
-# Crops of 224 pixels in one forward pass, per CPU thread and per GPU. More than 10 a thread is slower: the maps do not fit
-# into a core's cache any more (docs/views.md).
+# Crops of 224 pixels in one forward pass, per CPU thread and per GPU. More than 10 a thread is slower, since the maps
+# outgrow a core's cache (docs/views.md).
 BATCH = {"cpu": 10, "cuda": 256}
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
 
@@ -171,11 +172,10 @@ class _Loop:
         stop: Callable[[], object] | None,
     ) -> dict[str, Any]:
         """This process's rows: their probabilities, those of the views, and the seconds it took."""
-        ratio = np.maximum(dataset.widths, 1) / np.maximum(dataset.heights, 1)
         if self.spec.dense:  # photos of one shape share a forward pass
+            ratio = np.maximum(dataset.widths, 1) / np.maximum(dataset.heights, 1)
             rows = sorted(rows, key=lambda row: (ratio[row], row))
-        aspect = float(np.median(np.maximum(ratio, 1 / ratio))) if len(ratio) else 1.0
-        length = chunk_length(self.views, self.crop, aspect, self.budget)
+        length = chunk_length(self.views, self.crop, aspect(dataset.widths, dataset.heights), self.budget)
         between, stops = (stop or _nothing), 0
         results: list[Tensor] = []
         kept: list[Tensor] = []
