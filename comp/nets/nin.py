@@ -124,10 +124,10 @@ class NIN(PaperNet):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """He normal (fan-in), biases 0; a fully connected head normal(0.01)."""
+        """He normal (fan-in), biases 0; the head normal(0.01), so that the first loss is ln(classes)."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
-                if name == "head.fc":
+                if name.startswith("head"):
                     nn.init.normal_(module.weight, std=0.01)
                 else:
                     nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")

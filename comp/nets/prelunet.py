@@ -130,11 +130,14 @@ class PReLUNet(PaperNet):
         self.reset_parameters(SLOPE if activation.startswith("prelu") else 0.0)
 
     def reset_parameters(self, slope: float) -> None:
-        """He normal (fan-in) for a rectifier of this slope (equation 15), normal(0.01) for the classifier, biases 0."""
+        """He normal (fan-in) for a rectifier of this slope (equation 15), biases 0.
+
+        The classifier starts with normal(0.001): the maxima of the pyramid make features of several times unit scale.
+        """
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 if name == "head.fc3":
-                    nn.init.normal_(module.weight, std=0.01)
+                    nn.init.normal_(module.weight, std=0.001)
                 else:
                     nn.init.kaiming_normal_(module.weight, a=slope, mode="fan_in", nonlinearity="leaky_relu")
                 if module.bias is not None:
