@@ -97,10 +97,10 @@ class Stack:
     """Multinomial logistic regression (scikit-learn) on the members' centred log-probabilities.
 
     Attributes:
-        strength: scikit-learn's C: smaller shrinks more. The default comes from docs/ensembles.md.
+        strength: scikit-learn's C: smaller shrinks more. 0.01 did best in the worlds of comp.ensembling.simulate.
     """
 
-    strength: float = 0.001
+    strength: float = 0.01
     name: str = "stack"
     per_fold: bool = False
 

@@ -8,7 +8,7 @@ the tests compare with the plain definition.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +27,9 @@ SAME = 1e-12  # scores closer than this are equal; the earlier member (or the sm
 SLACK = 1e-6  # rows this close to a change of winner are looked at again; far above rounding
 CHUNK = 512  # rows handled at once, so that a chunk of a member fits the cache
 THREADS = 2
+THREADED = 8  # chunks from which on threads are worth starting
+
+_Map = Callable[..., Iterator[Any]]
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,10 @@ def _survivors(members: list[Array], rows: slice) -> npt.NDArray[np.bool_]:
     return alive
 
 
-def _pairs(members: list[Array], labels: Array, pool: ThreadPoolExecutor) -> _Pairs:
+def _pairs(members: list[Array], labels: Array, each: _Map) -> _Pairs:
     rows, classes = members[0].shape
     chunks = [slice(first, min(first + CHUNK, rows)) for first in range(0, rows, CHUNK)]
-    alive = np.concatenate(list(pool.map(lambda chunk: _survivors(members, chunk), chunks)))
+    alive = np.concatenate(list(each(lambda chunk: _survivors(members, chunk), chunks)))
     left = alive.sum(axis=1)
     decided = left == 1
     winner = alive[decided].argmax(axis=1)
@@ -92,7 +95,7 @@ def _pairs(members: list[Array], labels: Array, pool: ThreadPoolExecutor) -> _Pa
     def fill(piece: slice) -> None:
         values[piece] = np.stack([member.reshape(-1)[flat[piece]] for member in members], axis=1)
 
-    list(pool.map(fill, (slice(first, first + 8192) for first in range(0, len(row), 8192))))
+    list(each(fill, (slice(first, first + 8192) for first in range(0, len(row), 8192))))
     start = np.cumsum(left[open_rows]) - left[open_rows]
     tp = np.bincount(truth[truth == winner], minlength=classes)
     predicted = np.bincount(winner, minlength=classes)
@@ -112,8 +115,8 @@ class _ByCounts:
     """Scores of label metrics: keeps the sum of the chosen members per pair, and counts per class."""
 
     def __init__(self, members: list[Array], labels: Array, score: Callable[[Array, Array], Any]):
-        self.pool = ThreadPoolExecutor(THREADS)
-        self.pairs, self.score, self.classes = _pairs(members, labels, self.pool), score, members[0].shape[1]
+        self.each: _Map = ThreadPoolExecutor(THREADS).map if len(labels) > THREADED * CHUNK else map
+        self.pairs, self.score, self.classes = _pairs(members, labels, self.each), score, members[0].shape[1]
         self.size = np.diff(np.append(self.pairs.start, len(self.pairs.row)))
         self.reset()
 
@@ -148,7 +151,7 @@ class _ByCounts:
     def _count_open(self, rows: Ints, among: Ints, tp: Array, predicted: Array) -> None:
         """Add the rows that are open to the counts (K, C), each for every candidate of its own."""
         chunks = [rows[first : first + CHUNK] for first in range(0, len(rows), CHUNK)]
-        for cells, hits in self.pool.map(lambda part: self._count(part, among), chunks):
+        for cells, hits in self.each(lambda part: self._count(part, among), chunks):
             predicted += cells
             tp += hits
 

@@ -41,10 +41,10 @@ class Shape:
 
     members: int = 10
     folds: int = 5
-    smallest: int = 40
-    largest: int = 200
+    smallest: int = 80
+    largest: int = 400
     classes: int = 8
-    fresh: int = 25
+    fresh: int = 20
     skill: float = 2.2
     shared: float = 0.85
     spread: float = 0.02
@@ -178,7 +178,9 @@ def judge(
             values = np.array(table, dtype=np.float64)
             error, spread = 100 * values[:, 1].mean(), 100 * values[:, 1].std(ddof=1) / np.sqrt(worlds)
             truth, covered = 100 * values[:, 0].mean(), values[:, 2].mean()
-            verdicts.append(Verdict(method.name, name, worlds, float(truth), float(error), float(spread), float(covered)))
+            verdicts.append(
+                Verdict(method.name, name, worlds, float(truth), float(error), float(spread), float(covered))
+            )
     return verdicts
 
 
