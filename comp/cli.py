@@ -115,7 +115,13 @@ VERBS = {
         ),
     ),
     "views": Verb(
-        "measure what each view adds on a run's out-of-fold images", (arg("run", metavar="RUN"), DATA, VIEWS, SETTINGS)
+        "measure what each view adds on a run's out-of-fold images",
+        (
+            arg("run", metavar="RUN"),
+            DATA,
+            arg("--views", default="tencrop", metavar="SPEC", help="the set to take apart (tencrop)"),
+            SETTINGS,
+        ),
     ),
     "compare": Verb(
         "paired differences between runs, with intervals", (RUNS, DATA, arg("--views", default=None), JSON)

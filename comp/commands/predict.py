@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from comp import config, files, launch, terminal
 from comp.commands import common
 from comp.errors import CompError, Exit
+from comp.inference import cost
 from comp.inference import spec as specs
 from comp.runs import Fold, Run, all_runs
 
@@ -75,10 +76,6 @@ def _predict(
     from comp.training.processes import Team
     from comp.training.stopping import Asked, Stopping
 
-    views = spec.views(224, 256)
-    terminal.say(
-        f"views {spec.canonical}: {len(views)} per photo, as much work as {spec.cost(224, 256):.1f} centre crops"
-    )
     with Stopping().listening() as stopping:
         for fold, missing in todo:
             run = fold.config()
@@ -100,7 +97,13 @@ def _predict(
                     total = sum(1 for value in dataset.splits if value == split) or sum(
                         1 for number in folds.values() if number == fold.number
                     )
-                    said: list[float] = []
+                    image = stored.image
+                    shape = cost.aspect(dataset.widths, dataset.heights)
+                    terminal.say(f"{fold} {split}: {cost.cost_line(spec, image.crop, image.test_size, shape, total)}")
+
+                    def estimate(seconds: float, what: str = f"{fold} {split}") -> None:
+                        terminal.say(f"{what}: about {cost.duration(seconds)}")
+
                     try:
                         with team.together(fold), terminal.progress(f"{fold} {split}", total) as advance:
                             found = predict_split(
@@ -119,11 +122,10 @@ def _predict(
                                 world=team.world,
                                 gather=team.gather,
                                 progress=advance,
-                                estimate=said.append,
+                                estimate=estimate,
                                 stop=stop,
                             )
                     except Asked as asked:
                         raise asked.error(fold, f"the predictions before {split} are saved") from None
                     team.wait()
-                    about = f", {said[0]:.0f} s were expected" if said and said[0] > 60 else ""
-                    terminal.say(f"{fold} {split}: {len(found.ids)} photos, {found.ms_per_image:.1f} ms each{about}")
+                    terminal.say(f"{fold} {split}: {len(found.ids)} photos, {found.ms_per_image:.1f} ms each")
