@@ -21,7 +21,7 @@ _CAPTION = 16  # pixels under each photo
 
 
 def show(model: str, data: str = "petals", out: str = "batch.png", settings: Sequence[str] = ()) -> Path:
-    """Write a picture of the first batch of fold-free training: up to 40 photos with their class names.
+    """Write a picture of a first batch, drawn from all labelled photos: up to 40 of them with their class names.
 
     Args:
         model: A file of `configs/models/` or a network's name; its `augment` and `image` sections count.
@@ -44,7 +44,8 @@ def show(model: str, data: str = "petals", out: str = "batch.png", settings: Seq
         terminal.say(note)
     dataset = common.prepared(home, data_config)
     reader = dataset.reader()
-    labelled = np.flatnonzero(np.asarray(dataset.labels) >= 0)
+    readable = ~np.isin(dataset.ids, dataset.bad) if dataset.bad else np.ones(len(dataset), bool)
+    labelled = np.flatnonzero((dataset.labels >= 0) & readable)
     pca = None
     if augment.needs_pca(run.augment):
         from comp.data.pca import pca_colour

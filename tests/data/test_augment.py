@@ -161,10 +161,17 @@ def test_an_enlarged_image_is_not_padded() -> None:
         assert make(law)(np.full((5, 9, 3), 200, np.uint8), 1).min() == 200
 
 
-def test_shrinking_does_not_alias() -> None:
-    """A checkerboard of single pixels becomes gray, not a moiré."""
-    board = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, 2)
-    assert np.abs(make("center", crop=64, scale=(64, 64))(board, 0).astype(int) - 128).max() <= 2
+def test_shrinking_takes_the_mean_of_the_area() -> None:
+    """Nothing aliases: to a quarter of the size, every pixel is the mean of sixteen."""
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    expected = noise.reshape(64, 4, 64, 4, 3).mean((1, 3))
+    assert np.abs(make("center", crop=64, scale=(64, 64))(noise, 0) - expected).max() <= 1
+
+
+def test_crops_reach_every_edge() -> None:
+    augment, image = make("plain", symmetries=(), scale=(36, 36)), coordinates(36, 38)
+    corners = {tuple(augment(image, seed)[0, 0, :2].tolist()) for seed in range(600)}
+    assert corners == {(left, top) for left in range(7) for top in range(5)}
 
 
 @pytest.mark.parametrize("part", [*LAWS, *(part for part in PARTS if not AUGMENTATIONS[part].needs)])

@@ -22,6 +22,7 @@ from comp.data.augment import pipeline
 from comp.data.loader import TrainingImages, batches, default_workers
 from comp.data.order import seed_of
 from comp.data.pixels import Reader
+from comp.data.workers import in_order
 from comp.errors import CompError, Exit
 
 CROP = 16
@@ -225,6 +226,31 @@ def test_workers_after_threads_of_opencv_and_torch(images: TrainingImages) -> No
     finally:
         cv2.setNumThreads(threads[0])
         torch.set_num_threads(threads[1])
+
+
+def test_a_worker_uses_one_core(images: TrainingImages) -> None:
+    def threads(key: Any) -> np.ndarray:
+        import cv2
+
+        return np.full((3, CROP, CROP), 10 * cv2.getNumThreads() + torch.get_num_threads(), np.uint8)
+
+    images.pixels = threads  # type: ignore[method-assign]
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        ((pixels, _, _),) = batches(images, [[(0, 0)]], 1)
+    finally:
+        torch.set_num_threads(before)
+    assert pixels.unique().tolist() == [11]
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_a_chunk_stays_until_the_next_is_asked_for(workers: int) -> None:
+    """However slow its reader is, nobody writes over it."""
+    chunks = [[number] for number in range(30)]
+    for number, pixels in enumerate(in_order(lambda key: np.full(5, key, np.uint8), (5,), chunks, workers, 4)):
+        time.sleep(0.005)
+        assert pixels.tolist() == [[number] * 5]
 
 
 def test_too_few_file_descriptors_is_one_line(tmp_path: Path) -> None:
