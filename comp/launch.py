@@ -81,12 +81,17 @@ def follow_parent() -> None:
         os._exit(int(Exit.PROCESS))  # it died before we could ask for the signal
 
 
-def start(procs: int | None = None, words: Sequence[str] | None = None) -> None:
+def start(
+    procs: int | None = None,
+    words: Sequence[str] | None = None,
+    program: Sequence[str] = (sys.executable, "-m", "comp"),
+) -> None:
     """Run this command in several processes on this machine, and wait for them.
 
     Args:
         procs: How many (see `wanted`).
         words: The command's words after `comp`; default this process's own.
+        program: What is run with these words.
 
     Raises:
         CompError: What a process said, with its exit code; or exit code 8, naming the process that died and its
@@ -99,7 +104,9 @@ def start(procs: int | None = None, words: Sequence[str] | None = None) -> None:
     try:
         with _forwarding(children) as sent:
             for rank in range(count):
-                children.append(_Child(rank, words, {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}))
+                children.append(
+                    _Child(rank, [*program, *words], {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+                )
             _wait(children)
     finally:
         for child in children:
@@ -127,9 +134,8 @@ def _world(count: int) -> dict[str, str]:
 class _Child:
     """One of the processes, in a session of its own, so that all it starts can be ended with it."""
 
-    def __init__(self, rank: int, words: Sequence[str], environment: dict[str, str]):
+    def __init__(self, rank: int, command: Sequence[str], environment: dict[str, str]):
         self.rank, self.line, self.killed = rank, "", False
-        command = [sys.executable, "-m", "comp", *words]
         self.process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, start_new_session=True)
         assert self.process.stderr is not None
         self._reader = threading.Thread(target=self._pass_on, args=(self.process.stderr,), daemon=True)
@@ -137,14 +143,15 @@ class _Child:
 
     def _pass_on(self, pipe: IO[bytes]) -> None:
         """Its stderr becomes ours, but for its last word: that is said once for all processes."""
-        for raw in pipe:
-            line = raw.decode(errors="replace")
-            if line.startswith("error: "):
-                self.line = line.removeprefix("error: ").strip()
-            else:
-                with suppress(OSError, ValueError):
-                    sys.stderr.write(line)
-                    sys.stderr.flush()
+        with pipe:
+            for raw in pipe:
+                line = raw.decode(errors="replace")
+                if line.startswith("error: "):
+                    self.line = line.removeprefix("error: ").strip()
+                else:
+                    with suppress(OSError, ValueError):
+                        sys.stderr.write(line)
+                        sys.stderr.flush()
 
     def code(self) -> int | None:
         return self.process.poll()

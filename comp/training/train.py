@@ -110,7 +110,7 @@ def _train(
         if fold.last.exists():
             restore(run, checkpoint.load(fold.last, about))
             position = run.position
-            terminal.say(f"{fold} goes on in epoch {min(position.epoch + 1, config.epochs)}, step {position.step + 1}")
+            terminal.say(f"{fold} goes on {whereabouts(position, plan.steps, config.epochs)}")
         if team.first:
             finishing.check_best(fold, position.best)
         team.wait()
@@ -152,3 +152,12 @@ def _train(
         except Asked as asked:
             raise asked.error(fold, "the training is done and saved, its predictions are not") from None
     return summary.fold_result(fold, data, dataset)
+
+
+def whereabouts(position: Position, steps: int, epochs: int) -> str:
+    """Where a run goes on, in words."""
+    if position.halted or position.epoch >= epochs:
+        return "with its out-of-fold predictions"
+    if position.step >= steps:
+        return f"with the validation of epoch {position.epoch + 1}"
+    return f"in epoch {position.epoch + 1}, step {position.step + 1} of {steps}"
