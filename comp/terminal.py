@@ -45,8 +45,15 @@ def table(
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, 120)
-    look = {"box": box.SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True, "show_edge": False}
-    drawn = Table(title=title or None, title_justify="left", title_style="bold", **look)
+    drawn = Table(
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+        show_edge=False,
+    )
     for number, name in enumerate(columns):
         drawn.add_column(name, justify="left" if number in left else "right", overflow="fold")
     for row in rows:
