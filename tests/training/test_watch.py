@@ -129,6 +129,10 @@ def test_exploding_gradients() -> None:
     (line,) = look(seen, 1, 1.1, grad_norms=rising)
     assert "5 of 50 steps above 100" in line
     assert "optim.clip=1" in line
+    seen = watch()
+    look(seen, 0, 1.2, grad_norms=calm)
+    (line,) = look(seen, 1, 1.1, grad_norms=np.full(50, 5000.0))  # the whole epoch, beside the one before
+    assert "50 of 50 steps above 100" in line
     one = np.where(np.arange(50) == 45, 5000.0, 2.0)
     assert look(watch(), 0, 1.2, grad_norms=one) == []  # what clipping is for
     awake = np.where(np.arange(50) >= 25, 1.0, 1e-6)
