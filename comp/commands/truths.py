@@ -13,18 +13,24 @@ from comp.ensembling.truth import Truth, truth_of
 from comp.inference import spec
 
 
-def of_set(data: str, settings: Sequence[str] = ()) -> tuple[Path, DataConfig, Dataset, Truth]:
+def of_set(data: str, settings: Sequence[str] = (), *, digests: bool = True) -> tuple[Path, DataConfig, Dataset, Truth]:
     """Read a data set's config, manifest and folds.
 
     Args:
         data: `DATA=`.
         settings: `data.key=value` words.
+        digests: Whether the folds' digest is wanted.
     """
     home, config, rest = common.project(data, settings)
     common.only_data(rest)
     dataset = common.prepared(home, config)
     folds = common.split(home, config, dataset)
-    return home, config, dataset, truth_of(dataset, folds, splits.digest(folds), audit=config.val == "audit")
+    return (
+        home,
+        config,
+        dataset,
+        truth_of(dataset, folds, splits.digest(folds) if digests else "", audit=config.val == "audit"),
+    )
 
 
 def views_of(config: DataConfig, text: str) -> tuple[str, str]:

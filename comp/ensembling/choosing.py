@@ -75,6 +75,7 @@ def choose(home: Path, truth: Truth, names: Sequence[str]) -> Choice:
     """
     known = {run.name: run for run in known_runs(home, truth.data)}
     notes: list[str] = []
+    numbers = truth.numbers
     if names:
         for name in names:
             if name not in known:
@@ -86,7 +87,7 @@ def choose(home: Path, truth: Truth, names: Sequence[str]) -> Choice:
         runs = [known[name] for name in names]
     else:
         finished = {run.name: finished_folds(run) for run in known.values()}
-        runs = [run for run in known.values() if is_imported(run) or finished[run.name] == truth.numbers]
+        runs = [run for run in known.values() if is_imported(run) or finished[run.name] == numbers]
         if not any(not is_imported(run) for run in runs):
             runs += [run for run in known.values() if not is_imported(run) and finished[run.name]]
         left_out = [run.name for run in known.values() if run not in runs]
@@ -107,9 +108,9 @@ def choose(home: Path, truth: Truth, names: Sequence[str]) -> Choice:
                 f"the same command goes on: comp train … --name {run.name}",
                 Exit.FILE,
             )
-        foreign = [fold for fold in here if truth.numbers and fold not in truth.numbers]
+        foreign = [fold for fold in here if numbers and fold not in numbers]
         if foreign:
-            what = f"has a fold {foreign[0]}, {truth.data} has folds {truth.numbers[0]} to {truth.numbers[-1]}"
+            what = f"has a fold {foreign[0]}, {truth.data} has folds {numbers[0]} to {numbers[-1]}"
             raise CompError(f"run {run.name}", what, "it was trained on another split; leave it out", Exit.FILE)
         common = here if common is None else [fold for fold in common if fold in here]
     if common is not None and not common:

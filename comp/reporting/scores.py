@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -87,36 +86,45 @@ class RunScore:
 
 @dataclass(frozen=True)
 class _Pool:
-    """A run's out-of-fold rows: labels (N,), probs (N, C), groups (N,) and ids."""
+    """A run's out-of-fold rows, in the order of the labelled photos.
 
-    ids: list[str]
-    labels: npt.NDArray[np.int64]
+    Attributes:
+        place: (N,) which of the labelled photos, ascending.
+        probs: (N, C).
+        influence: (N,) of each photo on the score.
+        score: The metric.
+    """
+
+    place: npt.NDArray[np.int64]
     probs: npt.NDArray[np.float32]
-    groups: npt.NDArray[np.int64]
-    headers: tuple[Mapping[str, Any], ...]
+    influence: npt.NDArray[np.float64]
+    score: float
 
 
 class _Rows:
-    """Turns ids into labels, folds and groups; the same ids are looked up once."""
+    """The labelled photos by number: what a file's ids stand for is looked up once per list of ids.
+
+    Attributes:
+        labels, folds, groups: (L,) of all labelled photos.
+        sizes: Photos per fold.
+    """
 
     def __init__(self, truth: Truth):
         self.truth = truth
-        self.seen: dict[bytes, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]] = {}
+        self.seen: dict[bytes, npt.NDArray[np.int64]] = {}
+        self.number = {image_id: n for n, image_id in enumerate(truth.labels)}
         codes: dict[str, int] = {}
-        self.group = {i: codes.setdefault(truth.groups.get(i, i), len(codes)) for i in truth.labels}
-        self.sizes = {number: len(truth.ids_of(number)) for number in truth.numbers}
+        self.labels = np.array(list(truth.labels.values()), dtype=np.int64)
+        self.folds = np.array([truth.folds.get(i, 0) for i in truth.labels], dtype=np.int64)
+        self.groups = np.array([codes.setdefault(truth.groups.get(i, i), len(codes)) for i in truth.labels])
+        self.sizes = {number: int((self.folds == number).sum()) for number in truth.numbers}
 
-    def of(self, read: Predictions, where: str) -> tuple[npt.NDArray[np.int64], ...]:
-        """(labels, folds, groups) of a file's rows."""
+    def of(self, read: Predictions, where: str) -> npt.NDArray[np.int64]:
+        """(N,) which labelled photo each of a file's rows is."""
         key = read.ids.tobytes()
         if key not in self.seen:
             check_known(read, self.truth.labels, where)
-            ids = read.ids.tolist()
-            self.seen[key] = (
-                np.array([self.truth.labels[i] for i in ids], dtype=np.int64),
-                np.array([self.truth.folds.get(i, 0) for i in ids], dtype=np.int64),
-                np.array([self.group[i] for i in ids], dtype=np.int64),
-            )
+            self.seen[key] = np.array([self.number[i] for i in read.ids.tolist()], dtype=np.int64)
         return self.seen[key]
 
 
@@ -229,14 +237,15 @@ class _Reader:
                 read = predictions.load(path)
                 where = f"{fold} (oof)"
                 check_classes(read, self.truth.classes, where)
-                labels, folds, _ = self.rows.of(read, where)
-                if self.rows.sizes and (len(read) != self.rows.sizes.get(fold.number) or (folds != fold.number).any()):
+                place = self.rows.of(read, where)
+                inside = self.rows.folds[place] == fold.number
+                if self.rows.sizes and (len(read) != self.rows.sizes.get(fold.number) or not inside.all()):
                     raise CompError(where, f"holds other photos than fold {fold.number}", "train it again", Exit.FILE)
                 if _stale(fold, read, path):
                     state = "stale"
                     self.warnings.append(f"{fold}: {path.name} was made by other weights; comp predict {run.name}")
                 else:
-                    score = self.metric.function(labels, read.probs)
+                    score = self.metric.function(self.rows.labels[place], read.probs)
                     parts.append(read)
             except CompError as error:
                 state = "bad"
@@ -275,15 +284,16 @@ class _Reader:
         headers = tuple(part.header for part in parts)
         pool, oof = None, None
         if parts:
-            looked = [self.rows.of(part, run.name) for part in parts]
-            pool = _Pool(
-                [i for part in parts for i in part.ids.tolist()],
-                np.concatenate([labels for labels, _, _ in looked]),
-                np.concatenate([part.probs for part in parts]),
-                np.concatenate([groups for _, _, groups in looked]),
-                headers,
-            )
-            oof = metrics.interval(self.metric.name, pool.labels, pool.probs, pool.groups)
+            place = np.concatenate([self.rows.of(part, run.name) for part in parts])
+            order = np.argsort(place, kind="stable")
+            place, probs = place[order], np.concatenate([part.probs for part in parts])[order]
+            labels = self.rows.labels[place]
+            groups = self.rows.groups[place]
+            score = self.metric.function(labels, probs)
+            influence = metrics.influence(self.metric.name, labels, probs)
+            error = metrics.stratified_error(influence, labels, groups)
+            oof = metrics.around(self.metric.name, score, error, len(np.unique(groups)))  # = metrics.interval
+            pool = _Pool(place, probs, influence, score)
         said = {str(header["selection"]) for header in headers if header.get("selection")}
         costs = [float(h["ms_per_image"]) for h in headers if isinstance(h.get("ms_per_image"), int | float)]
         views_said = {str(header["views"]) for header in headers if header.get("views")}
@@ -296,7 +306,7 @@ class _Reader:
             mean=statistics.fmean(finished) if finished else None,
             sd=statistics.stdev(finished) if len(finished) > 1 else None,
             oof=oof,
-            photos=len(pool.ids) if pool else 0,
+            photos=len(pool.place) if pool else 0,
             recipe=recipe,
             seed=seed,
             ms_per_image=statistics.fmean(costs) if costs else None,
@@ -312,7 +322,8 @@ class _Reader:
             try:
                 read = predictions.load(path)
                 check_classes(read, self.truth.classes, f"{run.name} (oof)")
-                labels, numbers, _ = self.rows.of(read, f"{run.name} (oof)")
+                place = self.rows.of(read, f"{run.name} (oof)")
+                labels, numbers = self.rows.labels[place], self.rows.folds[place]
                 parts = [read]
                 for k in self.truth.numbers:
                     inside = numbers == k
@@ -323,23 +334,25 @@ class _Reader:
         return self._row(run, IMPORTED, tuple(folds), parts, "", None, ())
 
 
-def _told_apart(metric: str, best: _Pool, other: _Pool) -> bool:
-    """Whether the 95 % interval of the paired difference on the common photos leaves out 0."""
-    if best.ids == other.ids:
-        a, b = best.probs, other.probs
-        labels, groups = best.labels, best.groups
-    else:
-        place = {image_id: row for row, image_id in enumerate(other.ids)}
-        rows = [(n, place[image_id]) for n, image_id in enumerate(best.ids) if image_id in place]
-        if not rows:
-            return False
-        mine, theirs = (np.array(column) for column in zip(*rows, strict=True))
-        a, b, labels, groups = best.probs[mine], other.probs[theirs], best.labels[mine], best.groups[mine]
-    difference = metrics.paired_difference(labels, a, b, groups, metric)
+def _told_apart(metric: str, rows: _Rows, best: _Pool, other: _Pool) -> bool:
+    """Whether the 95 % interval of the paired difference on the common photos leaves out 0.
+
+    On the same photos the difference's influences are the difference of the influences, known already
+    (`metrics.paired_difference` would compute them again).
+    """
+    if np.array_equal(best.place, other.place):
+        change = best.influence - other.influence
+        error = metrics.stratified_error(change, rows.labels[best.place], rows.groups[best.place])
+        return bool(abs(best.score - other.score) > metrics.Z95 * error)
+    common, mine, theirs = np.intersect1d(best.place, other.place, assume_unique=True, return_indices=True)
+    if not len(common):
+        return False
+    labels, groups = rows.labels[common], rows.groups[common]
+    difference = metrics.paired_difference(labels, best.probs[mine], other.probs[theirs], groups, metric)
     return not difference.low <= 0.0 <= difference.high
 
 
-def _ranked(metric: str, rows: Sequence[tuple[RunScore, _Pool | None]]) -> list[RunScore]:
+def _ranked(metric: str, numbered: _Rows, rows: Sequence[tuple[RunScore, _Pool | None]]) -> list[RunScore]:
     """Rows with ranks: a run shares the rank of the best run above it that it cannot be told from."""
     ranked: list[RunScore] = []
     leader: _Pool | None = None
@@ -348,7 +361,7 @@ def _ranked(metric: str, rows: Sequence[tuple[RunScore, _Pool | None]]) -> list[
         if pool is None:
             ranked.append(row)
             continue
-        if leader is None or _told_apart(metric, leader, pool):
+        if leader is None or _told_apart(metric, numbered, leader, pool):
             leader, rank = pool, place
         ranked.append(RunScore(**{**row.__dict__, "rank": rank}))
     return ranked
@@ -383,7 +396,7 @@ def gather(
     with ThreadPoolExecutor(_THREADS) as pool:
         read = list(pool.map(reader.read, wanted))
     read.sort(key=lambda found: (-reader._utility(found[0]), found[0].name))
-    return _together(_ranked(metric, read)), sorted(set(warnings))
+    return _together(_ranked(metric, reader.rows, read)), sorted(set(warnings))
 
 
 @dataclass(frozen=True)

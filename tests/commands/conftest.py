@@ -33,7 +33,7 @@ def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Worl
         files.write_csv(tmp_path / "raw" / "sample_submission.csv", header, rows)
         ids = [*made.truth.labels, *made.truth.test_ids]
         dataset = SimpleNamespace(ids=ids, leaks=list(leaks), bad=list(bad))
-        monkeypatch.setattr(truths, "of_set", lambda name, settings=(): (tmp_path, data, dataset, made.truth))
+        monkeypatch.setattr(truths, "of_set", lambda name, settings=(), **more: (tmp_path, data, dataset, made.truth))
         monkeypatch.setattr(truths, "views_of", lambda config, text: (text, text))
         monkeypatch.setenv("COMP_HOME", str(tmp_path))
         return made

@@ -85,7 +85,7 @@ def test_other_labels_now(drawn: Callable[..., World], monkeypatch: pytest.Monke
     made, path = _made(drawn)
     home, config, dataset, truth = truths.of_set("drawn")
     changed = dataclasses.replace(truth, data_digest="9" * 64)
-    monkeypatch.setattr(truths, "of_set", lambda name, settings=(): (home, config, dataset, changed))
+    monkeypatch.setattr(truths, "of_set", lambda name, settings=(), **more: (home, config, dataset, changed))
     with pytest.raises(CompError, match="its labels or splits changed since") as caught:
         verify(str(path))
     assert caught.value.code == Exit.DATA

@@ -224,3 +224,21 @@ def test_json_and_csv_hold_every_number(tmp_path: Path) -> None:
     by_name = {line[1]: dict(zip(header, line, strict=True)) for line in body}
     assert float(by_name["a"]["fold3"]) == next(r for r in rows if r.name == "a").folds[3].score
     assert by_name["b"]["fold3"] == ""
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "accuracy", "log_loss"])
+def test_interval_is_the_metrics_own(tmp_path: Path, metric: str) -> None:
+    made = world(tmp_path)
+    made.run("a")
+    made.truth.groups.update(dict.fromkeys(list(made.truth.labels)[:4], "copy"))  # type: ignore[attr-defined]
+    rows, _ = scores.gather(tmp_path, made.truth, metric)
+    ids = sorted(made.truth.labels)
+    parts = [predictions.load(tmp_path / f"runs/drawn/a/fold{k}/oof.flip.npz") for k in range(5)]
+    probs = predictions.concatenate(parts, "").align(ids, "").probs
+    labels = np.array([made.truth.labels[i] for i in ids])
+    wanted = metrics.interval(metric, labels, probs, np.array([made.truth.groups[i] for i in ids]))
+    found = rows[0].oof
+    assert found is not None
+    assert (found.value, found.se, found.low, found.high) == pytest.approx(
+        (wanted.value, wanted.se, wanted.low, wanted.high), rel=1e-9
+    )
