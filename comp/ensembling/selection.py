@@ -105,8 +105,10 @@ def _pairs(members: list[Array], labels: Array, each: _Map) -> _Pairs:
 def _winners(totals: Array, start: Ints, row: Ints) -> Array:
     """(R, …) index of the first pair with the largest total of its row, for totals (L, …)."""
     top = np.maximum.reduceat(totals, start, axis=0)
-    place = np.arange(len(totals), dtype=np.int32).reshape(-1, *[1] * (totals.ndim - 1))
-    where = np.where(totals == top[row], place, np.int32(len(totals)))
+    count = len(totals)
+    small = np.int16 if count < 2**15 else np.int32  # half the memory to move
+    place = np.arange(count, dtype=small).reshape(-1, *[1] * (totals.ndim - 1))
+    where = np.where(totals == top[row], place, small(count))
     result: Array = np.minimum.reduceat(where, start, axis=0)
     return result
 
