@@ -1,7 +1,7 @@
 """Speed of test-time views against plain loops: `python -m benchmarks.views`.
 
-All loops see the same JPEG files and the same network; they take turns, round by round, so that whatever else the machine
-does hits all of them. Read the ratios, not the images per second.
+All loops see the same JPEG files and the same network; they take turns, round by round, so that whatever else the
+machine does hits all of them. Read the ratios, not the images per second.
 
     crop by crop     torchvision's TenCrop, one forward pass per crop, fp32
     ten a batch      the same with the ten crops of a photo in one forward pass, as torchvision's documentation has it
@@ -9,6 +9,8 @@ does hits all of them. Read the ratios, not the images per second.
                      loop it runs: per view one transform of the batch and one forward pass)
     per view         multiscale: every view decodes and resizes again, one forward pass each, fp32
     comp             comp.inference.evaluate
+
+`python -m benchmarks.views --agree RUN --data SET` compares fp32 with the fast precision on a trained run instead.
 """
 
 from __future__ import annotations
@@ -33,11 +35,15 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import functional as tv
 
-from comp import config, terminal
+from comp import config, metrics, terminal
+from comp.commands import common, truths
 from comp.data.pixels import decode
 from comp.inference.evaluate import evaluate
 from comp.inference.precision import resolve_precision
+from comp.inference.predict import rows_of_split
 from comp.inference.spec import parse
+from comp.nets import store
+from comp.runs import Run
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Probs = npt.NDArray[np.float32]
@@ -71,14 +77,10 @@ def draw(count: int, width: int = 500, height: int = 375) -> Photos:
     rng = np.random.default_rng(0)
     jpegs = []
     for _ in range(count):
-        layers = [
-            np.asarray(
-                Image.fromarray(rng.integers(0, 256, (height // s + 1, width // s + 1, 3), np.uint8)).resize(
-                    (width, height)
-                )
-            )
-            for s in (64, 16, 4)
-        ]
+        layers = []
+        for step in (64, 16, 4):
+            coarse = rng.integers(0, 256, (height // step + 1, width // step + 1, 3), np.uint8)
+            layers.append(np.asarray(Image.fromarray(coarse).resize((width, height))))
         pixels = np.mean(layers, axis=0).clip(0, 255).astype(np.uint8)
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "JPEG", quality=90)
@@ -198,6 +200,8 @@ def main(words: Sequence[str] | None = None) -> None:
     options.add_argument("--threads", type=int, default=None)
     options.add_argument("--busy", action="store_true", help="CPU time of one thread, for a machine others use too")
     options.add_argument("--only", default="", help="measure only the loops whose name holds this word")
+    options.add_argument("--agree", default="", metavar="RUN")
+    options.add_argument("--data", default="petals", metavar="SET")
     options.add_argument("--json", action="store_true")
     options.add_argument("--memory", default="", metavar="SPEC", help=argparse.SUPPRESS)
     given = options.parse_args(words)
@@ -205,6 +209,9 @@ def main(words: Sequence[str] | None = None) -> None:
         torch.set_num_threads(given.threads or 1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     workers = given.workers if given.workers is not None else (8 if device.type == "cuda" else 2)
+    if given.agree:
+        agree(given.agree, given.data, device, workers)
+        return
     photos = draw(given.photos)
     network = lively(timm.create_model(given.model), photos).to(device)
     if given.memory:
@@ -273,6 +280,57 @@ def report(
         return
     cells = [(name, f"{rate:.2f}", f"{ratio:.2f}×", f"{apart:.1e}") for name, rate, ratio, apart in rows]
     terminal.table(("loop", "images/s", "against the first", "max |Δp|"), cells, title=title)
+
+
+def agree(run: str, data: str, device: torch.device, workers: int) -> None:
+    """fp32 against the fast precision on a trained run's out-of-fold photos: top-1, probabilities, score."""
+    home, data_config, _, truth = truths.of_set(data)
+    this = Run(home, data, run)
+    _, dataset = common.of_run(home, this.config())
+    half = {torch.bfloat16: "bf16", torch.float16: "fp16", None: ""}[resolve_precision("auto", device)]
+    if not half:
+        raise SystemExit("this device computes in fp32 alone")
+    rows = []
+    for views in ("center", "tencrop", "multiscale"):
+        pairs, labels = [], []
+        for fold in this.finished():
+            stored = store.load_model(fold, device)
+            places = rows_of_split(dataset, truth.folds, fold, "oof")
+            both = [
+                evaluate(
+                    stored.network,
+                    dataset,
+                    places,
+                    parse(views, data_config.symmetries),
+                    name=str(fold),
+                    image=stored.image,
+                    mean=stored.mean,
+                    std=stored.std,
+                    precision=precision,
+                    device=device,
+                    workers=workers,
+                ).probs
+                for precision in ("fp32", half)
+            ]
+            pairs.append(both)
+            labels.append(dataset.labels[places])
+        full, fast = (np.concatenate([pair[number] for pair in pairs]) for number in (0, 1))
+        truth_of_rows = np.concatenate(labels)
+        gain = metrics.paired_difference(truth_of_rows, fast, full, None, data_config.metric)
+        score = metrics.METRICS[data_config.metric].function(truth_of_rows, full)
+        same = (full.argmax(1) == fast.argmax(1)).mean()
+        rows.append(
+            (
+                views,
+                f"{100 * same:.2f} %",
+                f"{np.abs(full - fast).mean():.1e}",
+                f"{np.abs(full - fast).max():.1e}",
+                f"{score:.4f}",
+                f"{gain.value:+.4f} ± {gain.se:.4f}",
+            )
+        )
+    head = ("views", "same top-1", "mean |Δp|", "max |Δp|", f"{data_config.metric} fp32", f"change with {half}")
+    terminal.table(head, rows, title=f"{run} on {data}, {len(truth_of_rows)} out-of-fold photos, {device.type}")
 
 
 def _has_ttach() -> bool:

@@ -69,7 +69,7 @@ def chunk_length(views: Sequence[View], crop: int, aspect: float, budget: int) -
     """
     whole = any(view.place == "whole" for view in views)
     area = sum(view.size**2 * aspect if whole else crop**2 for view in views)
-    rounds = 4 if whole else 1  # small scales fill a batch only if several photos are at hand
+    rounds = 8 if whole else 1  # small scales fill a batch only if several photos are at hand
     return max(1, round(rounds * budget / area))
 
 

@@ -207,7 +207,7 @@ class _Loop:
             now = time.perf_counter()
             if done == len(part.chunk):
                 warm = now
-            elif estimate and now - warm > 1.0 and len(rows) > done:
+            elif estimate and now - warm > 1.0 and 3 * length <= done < len(rows):
                 estimate((warm - begin) + (now - warm) / (done - length) * (len(rows) - length))
                 estimate = None
         for probs, chunk in unchecked:
