@@ -230,7 +230,8 @@ def test_json_and_csv_hold_every_number(tmp_path: Path) -> None:
 def test_interval_is_the_metrics_own(tmp_path: Path, metric: str) -> None:
     made = world(tmp_path)
     made.run("a")
-    made.truth.groups.update(dict.fromkeys(list(made.truth.labels)[:4], "copy"))  # type: ignore[attr-defined]
+    copies = [i for i, label in made.truth.labels.items() if label == 2][:4]
+    made.truth.groups.update(dict.fromkeys(copies, "copy"))  # type: ignore[attr-defined]
     rows, _ = scores.gather(tmp_path, made.truth, metric)
     ids = sorted(made.truth.labels)
     parts = [predictions.load(tmp_path / f"runs/drawn/a/fold{k}/oof.flip.npz") for k in range(5)]
