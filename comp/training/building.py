@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 Channels = tuple[float, float, float]
 LOOK_EVERY = 32  # steps between looks at the losses, where a look makes the host wait for the device
+# oneDNN's bf16 gradient of a strided 3×3 convolution on a 1×1 map holds whatever the memory held before (torch 2.15,
+# found by filling the memory with nan; docs/promises.md). Smaller crops than this get there, and are quick in fp32.
+SMALL_CROP = 32
 _PRECISION = {None: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -92,7 +95,8 @@ def make_accelerator(config: RunConfig, folder: Path) -> Accelerator:
     GradientState._reset_state()
     # Whoever evaluates takes the first process's BatchNorm statistics (Team.same_buffers); nobody else reads them.
     parallel = DistributedDataParallelKwargs(broadcast_buffers=False)
-    precision = _PRECISION[resolve_precision(config.precision, state.device)]
+    small = config.precision == "auto" and state.device.type == "cpu" and config.image.crop < SMALL_CROP
+    precision = _PRECISION[resolve_precision("fp32" if small else config.precision, state.device)]
     accelerator = Accelerator(
         mixed_precision=precision,
         cpu=state.device.type == "cpu",
