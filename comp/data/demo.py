@@ -157,8 +157,12 @@ def draw(
     kinds = species(classes, np.random.default_rng([seed, 100]))
     plan = _plan(sizes, classes, seed)
     folder = root / f"tfrecords-jpeg-{size}x{size}"
-    (root / _DONE).unlink(missing_ok=True)
-    for old in root.glob("tfrecords-jpeg-*/*/*.tfrec"):
+    shards_there = sorted(root.glob("tfrecords-*/*/*.tfrec"))
+    if shards_there and not (root / _DONE).exists():
+        fix = "move them, or give the data set another root"
+        raise CompError(root, "holds shards that were not drawn here, they would be replaced", fix, Exit.DATA)
+    write_json(root / _DONE, {"version": VERSION, "drawing": True})  # until all is there: `ensure` draws again
+    for old in shards_there:
         old.unlink()
     done, total = 0, sum(sizes.values())
     for split in SPLITS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,26 +52,25 @@ def make(dataset: Dataset, k: int, seed: int, val: Val) -> tuple[dict[str, int],
     if len(groups) < k:
         what = f"has {len(groups)} different labelled photos, {k} folds are wanted"
         raise CompError(dataset.name, what, "write a smaller folds.k", Exit.CONFIG)
-    # A group counts for the rarest of its labels: that class can least do without it.
-    sizes = Counter(int(dataset.labels[row]) for row in rows)
-    by_label: dict[int, list[list[str]]] = defaultdict(list)
+    by_labels: dict[tuple[int, ...], list[list[int]]] = defaultdict(list)
     for members in groups.values():
-        label = min((int(dataset.labels[row]) for row in members), key=lambda found: (sizes[found], found))
-        by_label[label].append(sorted(dataset.ids[row] for row in members))
+        by_labels[tuple(sorted({int(dataset.labels[row]) for row in members}))].append(members)
     made = {}
     filled = [0] * k
-    for label in sorted(by_label):
-        ordered = sorted(by_label[label])
-        rng = np.random.default_rng(seed_of("folds", seed, label))
-        # Larger groups first, then chance; each goes to the fold that has fewest of the class, then fewest of all.
+    held: dict[int, list[int]] = defaultdict(lambda: [0] * k)
+    # Copies whose labels disagree come first, while every fold is open: the classes' other photos fill what they leave.
+    for labels in sorted(by_labels, key=lambda found: (len(found) == 1, found)):
+        ordered = sorted(by_labels[labels], key=lambda members: min(dataset.ids[row] for row in members))
+        rng = np.random.default_rng(seed_of("folds", seed, *labels))
+        # Larger groups first, then chance; each goes to the fold that has fewest of its class, then fewest of all.
         shuffled = sorted((ordered[place] for place in rng.permutation(len(ordered))), key=len, reverse=True)
         tie = rng.permutation(k)
-        mine = [0] * k
-        for members_ids in shuffled:
-            fold = min(range(k), key=lambda f: (mine[f], filled[f], int(tie[f])))
-            mine[fold] += len(members_ids)
-            filled[fold] += len(members_ids)
-            made.update(dict.fromkeys(members_ids, fold))
+        for members in shuffled:
+            fold = min(range(k), key=lambda f: (sum(held[one][f] for one in labels), filled[f], int(tie[f])))
+            for row in members:
+                held[int(dataset.labels[row])][fold] += 1
+                made[dataset.ids[row]] = fold
+            filled[fold] += len(members)
     return dict(sorted(made.items())), _warnings(dataset, made, k)
 
 
@@ -121,7 +121,7 @@ def load(path: Path, dataset: Dataset, data: DataConfig) -> dict[str, int]:
         image_id, text = row[at_id], row[at_fold]
         if image_id in folds:
             raise CompError(path, f"image '{image_id}' is there twice", fix, Exit.DATA)
-        if not text.lstrip("-").isdecimal() or not TRAINING_ONLY <= int(text) < 1000:
+        if not re.fullmatch(r"-1|[0-9]{1,3}", text):
             raise CompError(path, f"the fold of image '{image_id}' is '{text[:20]}', not a number", fix, Exit.DATA)
         folds[image_id] = int(text)
     bad, audit = set(dataset.bad), data.val == "audit"

@@ -136,7 +136,7 @@ def prepare(data: DataConfig, home: Path) -> Dataset:
         CompError: Exit code 3, naming file and record: missing or contradicting raw files, or (under `on_bad: fail`) an
             image that does not decode.
     """
-    listing = sources.read(data, home)
+    listing = _list(data, home)
     entries = listing.entries
     ids = [entry.image_id for entry in entries]
     reader = Reader(
@@ -188,9 +188,16 @@ def prepare(data: DataConfig, home: Path) -> Dataset:
     return load(where)
 
 
+def _list(data: DataConfig, home: Path) -> Listing:
+    if data.draw is None:
+        return sources.read(data, home)
+    with terminal.progress(f"drawing {data.name}", data.draw.train + data.draw.val + data.draw.test) as advance:
+        return sources.read(data, home, lambda done, total: advance())
+
+
 def _in_threads(total: int, look: Any) -> Iterator[_Look]:
     """Results in order; decoding releases the interpreter's lock, and at most a few hundred images wait."""
-    threads = len(os.sched_getaffinity(0))
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, total, 256):
             yield from pool.map(look, range(start, min(total, start + 256)))
@@ -334,7 +341,7 @@ def load(where: Path) -> Dataset:
             report=tuple((str(a), str(b), str(c)) for a, b, c in about["report"]),
         )
         stamps = {str(name): [int(size), int(time)] for name, (size, time) in about["files"].items()}
-    except (KeyError, ValueError, TypeError, IndexError, AttributeError):
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError):
         raise CompError(where, "the manifest is damaged", again, Exit.DATA) from None
     if files.digest_rows(zip(ids, dataset.labels, splits, strict=True)) != dataset.data_digest:
         raise CompError(where / "manifest.csv", "is not the one dataset.json belongs to", again, Exit.DATA)

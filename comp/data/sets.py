@@ -58,7 +58,7 @@ def write(cfg: DataConfig, home: Path, progress: Callable[[int, int], object] | 
     size = kind.partition("-")[2]
     truth: list[tuple[object, ...]] = []
     test_ids: list[str] = []
-    splits = []
+    splits: list[str] = []
     classes: list[str] = []
     for split, part in _parts(name, cfg.root_path(home), wanted):
         classes, splits = classes or _classes(name, part), [*splits, split]

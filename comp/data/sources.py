@@ -1,7 +1,7 @@
 """What lies in the raw files: every image's id, label, split and where its bytes are, for each way a competition ships.
 
-Four readers: the competition's TFRecord shards, a folder or zip of images with a CSV of labels, a folder per class, and
-torchvision's sets (written once as shards, see `comp.data.sets`). Nothing is unpacked: an entry addresses bytes in place.
+Four readers: the competition's TFRecord shards, a folder or zip of images with a CSV of labels, a folder per class,
+torchvision's sets (written once as shards, see `comp.data.sets`). Nothing is unpacked: bytes are addressed in place.
 """
 
 from __future__ import annotations
