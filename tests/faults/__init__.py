@@ -1,0 +1,1 @@
+"""Faults: killed processes, failed writes, hostile files, mistakes."""

@@ -1,0 +1,117 @@
+"""Kill a run at random moments, let it go on, and compare what comes out with a run that nobody killed."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.faults import tiny
+from tests.faults.tiny import COMMANDS, PHASES, Server
+
+
+@dataclass
+class Tally:
+    """What a series of kills came to.
+
+    Attributes:
+        landed: How many kills landed in each phase.
+        trials: Runs that were killed, once or in a chain, and brought to their end.
+        different: Those whose results differ: (trial, file names).
+    """
+
+    landed: Counter[str] = field(default_factory=Counter)
+    trials: int = 0
+    different: list[tuple[str, list[str]]] = field(default_factory=list)
+
+
+def prepare(server: Server, folder: Path) -> tuple[Path, dict[str, bytes]]:
+    """A project whose data is drawn and split, and the results of an uninterrupted run of it."""
+    home = tiny.make_project(folder / "home")
+    ended = server.run(home, ["folds", "--data", "tiny"])
+    assert ended.code == 0, ended.output
+    whole = shutil.copytree(home, folder / "whole")
+    for words in COMMANDS:
+        ended = server.run(whole, words)
+        assert ended.code == 0, ended.output
+    return home, tiny.results(whole)
+
+
+def finish(server: Server, home: Path, tally: Tally, kills: list[tuple[str, float]], settings: list[list[str]]) -> None:
+    """Run all commands to their end; each start meets the next kill of the list.
+
+    Args:
+        server: Starts the commands.
+        home: The project.
+        tally: Counts where the kills landed.
+        kills: (phase, seconds after it begins); a phase that the command at hand does not have waits for one that has.
+        settings: For each start further words of the train command, taken in turn.
+    """
+    starts = 0
+    for words in COMMANDS:
+        phases = {
+            "train": PHASES[:5],
+            "predict": ("starting", "saving", "predicting"),
+            "submit": PHASES[:1] + PHASES[3:4] + PHASES[6:],
+        }
+        while True:
+            here = next((kill for kill in kills if kill[0] in phases[words[0]]), None)
+            if here:
+                kills.remove(here)
+            extra = settings[starts % len(settings)] if words[0] == "train" else []
+            starts += 1
+            ended = server.run(home, [*words, *extra], server.kill_in(*here) if here else None)
+            if ended.code == -9:
+                tally.landed[ended.phase] += 1
+                continue
+            assert ended.code == 0, f"{words} ended with {ended.code}: {ended.output[-2000:]}"
+            break
+
+
+def trial(
+    server: Server,
+    home: Path,
+    wanted: dict[str, bytes],
+    folder: Path,
+    tally: Tally,
+    name: str,
+    kills: int,
+    workers: list[int],
+    rng: random.Random,
+) -> None:
+    """One run, killed so many times, brought to its end and compared.
+
+    Args:
+        server: Starts the commands.
+        home: The prepared project.
+        wanted: The results of the uninterrupted run.
+        folder: Where to work.
+        tally: Takes the outcome.
+        name: Of the trial.
+        kills: How many.
+        workers: Loader workers of the starts, in turn: they may change in between.
+        rng: Draws phases and moments.
+    """
+    here = shutil.copytree(home, folder / "trial")
+    try:
+        moments = [(rng.choice(PHASES), rng.expovariate(1 / 0.02)) for _ in range(kills)]
+        finish(server, here, tally, moments, [[f"workers={number}"] for number in workers])
+        found = tiny.results(here)
+        tally.trials += 1
+        different = [file for file in wanted if found[file] != wanted[file]]
+        if different:
+            tally.different.append((name, different))
+    finally:
+        shutil.rmtree(here, ignore_errors=True)
+
+
+def series(server: Server, folder: Path, single: int, chain: int, seed: int = 0) -> Tally:
+    """So many runs killed once, then one killed so many times in a row; 0, 2 and 4 workers, changing in the chain."""
+    rng, tally = random.Random(seed), Tally()
+    home, wanted = prepare(server, folder)
+    for number in range(single):
+        trial(server, home, wanted, folder, tally, f"single {number}", 1, [(0, 2, 4)[number % 3]], rng)
+    trial(server, home, wanted, folder, tally, "chain", chain, [0, 2, 4, 1], rng)
+    return tally

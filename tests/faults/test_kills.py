@@ -1,0 +1,20 @@
+"""`kill -9` at any moment: the same commands go on, and give the bytes an uninterrupted run gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults import kills
+from tests.faults.tiny import Server
+
+
+@pytest.mark.slow
+def test_killed_runs_give_the_same_bytes(tmp_path: Path) -> None:
+    """The long form, 300 kills and a chain of 25, is `make soak`."""
+    with Server(tmp_path / "server") as server:
+        tally = kills.series(server, tmp_path, single=8, chain=8)
+    assert tally.trials == 9
+    assert sum(tally.landed.values()) >= 8
+    assert not tally.different

@@ -1,0 +1,246 @@
+"""A project small enough to be run hundreds of times, and a server that starts its commands without importing again.
+
+Importing torch, timm, accelerate and albumentations takes seconds; a fork of a process that has done so takes none. The
+server uses one thread, so that nothing but the forking thread is lost in the child.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[2]
+PHASES = ("starting", "training", "validating", "saving", "out-of-fold", "predicting", "submitting")
+
+DATA = """\
+reader: tfrecords
+size: 24
+draw: {classes: 3, train: 45, val: 9, test: 12, size: 24}
+folds: {k: 3}
+run:
+  image: {crop: 16}
+  batch: 8
+  epochs: 3
+"""
+# Dropout, mixup and EMA draw from every generator there is; plateau and best_by have state of their own.
+MODEL = """\
+model: {name: test_resnet, pretrained: false, dropout: 0.1}
+augment: [plain, colour_jitter, noise]
+optim: {name: sgd, clip: 1.0, lr: 0.01, layer_decay: null, weight_decay: 1e-4}
+schedule: {name: plateau, patience: 1, warmup: 0.5}
+loss: {mixup: 0.2}
+ema: 0.9
+best_by: val_loss
+batch: 8
+save_every: 0.05
+"""
+COMMANDS = (
+    ["train", "tiny", "--data", "tiny", "--fold", "0"],
+    ["predict", "tiny", "--data", "tiny"],
+    ["submit", "tiny", "--data", "tiny", "--name", "out"],
+)
+# What an uninterrupted run and a killed one must agree on, byte for byte.
+RESULTS = (
+    "runs/tiny/tiny/fold0/model.safetensors",
+    "runs/tiny/tiny/fold0/oof.center.npz",
+    "runs/tiny/tiny/fold0/log.csv",
+    "submissions/tiny/out.csv",
+)
+
+
+def make_project(folder: Path) -> Path:
+    """Write the configs of the tiny project."""
+    for name, kind, text in (("tiny", "data", DATA), ("tiny", "models", MODEL)):
+        path = folder / "configs" / kind / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def results(home: Path) -> dict[str, bytes]:
+    """The bytes of all results, by file name."""
+    return {name: (home / name).read_bytes() for name in RESULTS}
+
+
+@dataclass
+class Ended:
+    """How a command ended: its exit code (minus the signal, if one killed it), the phase it was in, what it printed."""
+
+    code: int
+    phase: str
+    output: str
+
+
+class Server:
+    """Starts commands by forking; use as a context manager."""
+
+    def __init__(self, folder: Path):
+        self.marker = folder / "phase"
+        self.output = folder / "output"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.marker.write_bytes(b"\0")
+        with self.marker.open("r+b") as file:
+            self.phase = mmap.mmap(file.fileno(), 1)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.tiny", str(self.marker), str(self.output)],
+            cwd=PROJECT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._read()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.close()
+        self.process.wait(30)
+        self.process.stdout.close()
+        self.phase.close()
+
+    def _read(self) -> Any:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        assert line, "the server ended"
+        return json.loads(line)
+
+    def run(self, home: Path, words: Sequence[str], kill: Callable[[int], None] | None = None) -> Ended:
+        """Run one command to its end.
+
+        Args:
+            home: The project.
+            words: What stands after `comp`.
+            kill: Called with the process id once it runs; it may kill it.
+        """
+        assert self.process.stdin
+        self.phase[0] = 0
+        self.process.stdin.write(json.dumps({"home": str(home), "words": list(words)}) + "\n")
+        self.process.stdin.flush()
+        pid = self._read()
+        if kill:
+            kill(pid)
+        code = self._read()
+        return Ended(code, PHASES[self.phase[0]], self.output.read_text(errors="replace"))
+
+    def kill_after(self, seconds: float) -> Callable[[int], None]:
+        """Kill with SIGKILL so many seconds after the start."""
+
+        def kill(pid: int) -> None:
+            time.sleep(seconds)
+            _kill(pid)
+
+        return kill
+
+    def kill_in(self, phase: str, seconds: float, within: float = 30.0) -> Callable[[int], None]:
+        """Kill so many seconds after a phase is first seen."""
+
+        def kill(pid: int) -> None:
+            until = time.monotonic() + within
+            while self.phase[0] != PHASES.index(phase) and time.monotonic() < until and _alive(pid):
+                time.sleep(0.0002)
+            time.sleep(seconds)
+            _kill(pid)
+
+        return kill
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _mark_phases(phase: mmap.mmap) -> None:
+    """Make the functions that do the work say which phase the process is in."""
+    from comp import files
+    from comp.commands import submit
+    from comp.inference import predict
+    from comp.training import finishing, loop
+
+    def wrap(module: Any, name: str, number: int) -> None:
+        inner = getattr(module, name)
+
+        def outer(*args: Any, **kwargs: Any) -> Any:
+            before, phase[0] = phase[0], number
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                phase[0] = before
+
+        setattr(module, name, outer)
+
+    for module, name, what in (
+        (loop, "take_step", "training"),
+        (loop, "validate", "validating"),
+        (files, "write_atomic", "saving"),
+        (finishing, "predict_held_out", "out-of-fold"),
+        (predict, "predict", "predicting"),
+        (submit.submission, "blend", "submitting"),
+        (submit.table, "write", "submitting"),
+    ):
+        wrap(module, name, PHASES.index(what))
+
+
+def serve(marker: Path, output: Path) -> None:
+    """Import everything, then fork a command per line of stdin."""
+    import accelerate  # noqa: F401
+    import albumentations  # noqa: F401
+    import torch
+
+    from comp import cli
+    from comp.commands import predict, submit, train  # noqa: F401
+    from comp.training import train as training  # noqa: F401
+
+    torch.set_num_threads(1)
+    with marker.open("r+b") as file:
+        phase = mmap.mmap(file.fileno(), 1)
+    _mark_phases(phase)
+    print("0", flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            os.environ["COMP_HOME"] = request["home"]
+            target = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(target, 1)
+            os.dup2(target, 2)
+            code = 0
+            try:
+                cli.main(request["words"])
+            except SystemExit as end:
+                code = int(end.code or 0)
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+                code = 99
+            sys.stdout.flush()
+            os._exit(code)
+        print(pid, flush=True)
+        _, status = os.waitpid(pid, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]), Path(sys.argv[2]))
