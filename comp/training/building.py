@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from comp.data.order import seed_of
 from comp.data.pca import pca_colour
 from comp.errors import CompError, Exit
 from comp.inference.precision import resolve_precision
+from comp.launch import gpu_count
 from comp.nets import store
 from comp.nets.build import load_weights, network_mean_std
 from comp.nets.init import grow
@@ -90,6 +92,8 @@ def make_accelerator(config: RunConfig, folder: Path) -> Accelerator:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="OMP_NUM_THREADS")  # said by our launcher
         state = PartialState(timeout=timedelta(seconds=config.hang_limit))
+    if state.device.type == "cpu" and (gpus := gpu_count()):
+        terminal.warn(f"{gpus} GPU(s) are there, but torch cannot use them ({_why_no_gpu()}): training on the CPU")
     # A notebook may train one run after another, with other precisions: what Accelerate shares is begun anew.
     AcceleratorState._reset_state()
     GradientState._reset_state()
@@ -108,6 +112,19 @@ def make_accelerator(config: RunConfig, folder: Path) -> Accelerator:
         torch.backends.cudnn.deterministic = True  # a run that goes on must be the same run
         torch.set_float32_matmul_precision("high")
     return accelerator
+
+
+def _why_no_gpu() -> str:
+    """What torch says when it is asked to use a GPU it does not use, in one line."""
+    if torch.version.cuda is None:
+        return "this torch is built for CPUs only"
+    if os.environ.get("ACCELERATE_USE_CPU"):
+        return "ACCELERATE_USE_CPU is set"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return " ".join(str(error).split())[:160]
+    return "it gives no reason"
 
 
 def build_network(home: Path, config: RunConfig, dataset: Dataset, fold: Fold) -> tuple[nn.Module, Channels, Channels]:
@@ -200,7 +217,7 @@ def fitting_micro(network: nn.Module, accelerator: Accelerator, team: Team, crop
     while True:
         try:
             room = torch.empty(3 * size, dtype=torch.uint8, device=accelerator.device)
-            images = torch.zeros(micro, 3, crop, crop, device=accelerator.device)
+            images = torch.zeros(max(2, micro), 3, crop, crop, device=accelerator.device)  # as Plan fills up
             with accelerator.autocast():
                 outputs = network(images)
             logits = outputs[0] if isinstance(outputs, tuple | list) else outputs

@@ -43,7 +43,10 @@ def reseed(*parts: int | str) -> None:
     seed = seed_of(*parts)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 (the generator that timm's Mixup uses)
-    torch.manual_seed(seed)
+    # torch.manual_seed would queue a call, with a stack trace, for the GPU a CPU run never starts: a leak per step.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(seed)
 
 
 @dataclass(frozen=True)
