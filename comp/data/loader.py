@@ -113,9 +113,12 @@ def batches(
 def default_workers(procs: int = 1) -> int:
     """How many workers each of `procs` processes gets, from the cores this process may use.
 
-    With a GPU: the process's share of the cores less one, at most 16.
+    With a GPU: the process's share of the cores less one, at most 16. Without one the workers compete with the
+    computation, of which an image's loading is a tenth or less: resnet34 at 64 pixels on two cores ran 2 % slower with
+    one worker and 4 % slower with two. So none below four cores; one from there, which is a choice: it was not measured
+    (`python -m benchmarks.augment --train` does, on a quiet machine).
     """
     cores = len(os.sched_getaffinity(0)) // max(procs, 1)
     if torch.cuda.is_available():
         return max(1, min(cores - 1, _MOST_WORKERS))
-    return 2 if cores >= 4 else 1
+    return 1 if cores >= 4 else 0
