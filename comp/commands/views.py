@@ -100,7 +100,7 @@ def _read(fold: Fold, spec: ViewSpec, truth: Truth) -> Kept | None:
     if any(about.get(key) != value for key, value in now.items()) or about.get("folds") != truth.folds_digest:
         return None
     try:
-        with np.load(each, allow_pickle=False) as archive:
+        with each.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             ids, probs = archive["ids"].tolist(), archive["probs"]
     except Exception:  # numpy and zipfile raise a dozen kinds on damaged bytes; it can be made again
         return None
