@@ -31,7 +31,8 @@ NAME = arg("--name", default=None, metavar="RUN", help="the run's name (the mode
 VIEWS = arg(
     "--views", default="flip", metavar="SPEC", help="test-time augmentation, e.g. center, flip, tencrop, multiscale"
 )
-RULE = arg("--rule", default="vote", metavar="RULE", help="vote, mean, gmean, select, … (vote)")
+OWN_VIEWS = arg("--views", default=None, metavar="SPEC", help="test-time augmentation (the ensemble's, else flip)")
+RULE = arg("--rule", default=None, metavar="RULE", help="vote, mean, gmean, select, … (the ensemble's, else vote)")
 PROCS = arg("--procs", type=int, default=None, metavar="N", help="processes (one per GPU, else 1)")
 # key=value words, anywhere on the line; taken out before argparse sees it, so that they never pass for a RUN.
 SETTINGS = arg("settings", help="key=value …: anything of a config, e.g. optim.lr=0.05 epochs=3")
@@ -105,7 +106,7 @@ VERBS = {
         (
             RUNS,
             DATA,
-            VIEWS,
+            OWN_VIEWS,
             RULE,
             NAME,
             arg("--ensemble", default=None, metavar="FILE", help="a file of configs/ensembles/"),
@@ -126,7 +127,9 @@ VERBS = {
     "compare": Verb(
         "paired differences between runs, with intervals", (RUNS, DATA, arg("--views", default=None), JSON)
     ),
-    "autopsy": Verb("what each member adds to an ensemble", (RUNS, DATA, arg("--ensemble", default=None), VIEWS, RULE)),
+    "autopsy": Verb(
+        "what each member adds to an ensemble", (RUNS, DATA, arg("--ensemble", default=None), OWN_VIEWS, RULE)
+    ),
     "explain": Verb("print where every number of a submission came from", (arg("file", metavar="FILE.csv"),)),
     "verify": Verb(
         "recompute a submission from its prediction files",

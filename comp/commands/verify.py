@@ -50,7 +50,7 @@ def verify(file: str, *, deep: bool = False) -> dict[str, Any]:
     if difference:
         raise CompError(path, f"is not what its members and rule give: {difference}", "submit again", Exit.FILE)
     count = sum(len(member.sources) for member in remade.members)
-    paragraph(f"{path.name}: the same bytes again from {count} prediction files of {len(remade.members)} members")
+    paragraph(f"{path.name}: the same bytes again from {count} prediction files of {len(remade.members)} member(s)")
     then = record.get("estimate")
     if then is not None and remade.estimate is not None:
         if abs(remade.estimate - then["cross_fitted"]) > memory.SAME_ESTIMATE:
