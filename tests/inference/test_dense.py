@@ -47,14 +47,22 @@ def test_logits_of_a_pooled_head_equal_feeding_the_bigger_image(name: str) -> No
     np.testing.assert_allclose(dense(network, "dense*scales(48)"), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("reading", ["logits", "softmax"])
 @torch.no_grad()
-def test_scales_and_flips_are_averaged() -> None:
+def test_scales_and_flips_are_averaged(reading: str) -> None:
     network = TinyNet().eval()
+
+    def probs(x: Tensor) -> Tensor:
+        if reading == "logits":
+            return network(x).softmax(1)
+        maps = network.forward_features(x)
+        return network.fc(maps.permute(0, 2, 3, 1)).softmax(3).mean((1, 2))
+
     expected = [
-        torch.stack([network(x).softmax(1) for s in (32, 45) for x in (bigger(row, s), bigger(row, s).flip(3))]).mean(0)
+        torch.stack([probs(x) for s in (32, 45) for x in (bigger(row, s), bigger(row, s).flip(3))]).mean(0)
         for row in range(5)
     ]
-    np.testing.assert_allclose(dense(network, "flip*dense*scales(32,45)"), torch.cat(expected), atol=1e-6)
+    np.testing.assert_allclose(dense(network, f"flip*dense:{reading}*scales(32,45)"), torch.cat(expected), atol=1e-6)
 
 
 @torch.no_grad()
