@@ -184,12 +184,10 @@ def _example(path: Path, number: int, payload: bytes, base: int) -> dict[str, Fe
 
 
 def _feature(data: bytes, at: int, end: int, base: int) -> Feature:
-    lists = [
-        (field, start, stop) for field, wire, start, stop in _fields(data, at, end) if field in _KINDS and wire == 2
-    ]
-    if len(lists) != 1:
-        raise _Malformed(f"a feature holds {len(lists)} lists")
-    field, at, end = lists[0]
+    lists = list(_fields(data, at, end))
+    if len(lists) != 1 or lists[0][0] not in _KINDS or lists[0][1] != 2:
+        raise _Malformed("a feature is not one list of bytes, floats or integers")
+    field, _, at, end = lists[0]
     kind = _KINDS[field]
     if kind == "bytes":
         spans = list(_messages(data, at, end, 1))
