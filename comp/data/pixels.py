@@ -72,6 +72,8 @@ def inspect(data: bytes, where: object, max_pixels: int = MAX_PIXELS) -> tuple[P
                 )
             notes = _notes(image)
             turn = _orientation(image)
+            if turn > 1:
+                notes = (*notes, "EXIF rotation")
             if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
                 if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
                     image.load()  # no end marker: Pillow refuses a file that is cut off, OpenCV would fill it with gray
@@ -79,6 +81,8 @@ def inspect(data: bytes, where: object, max_pixels: int = MAX_PIXELS) -> tuple[P
                 if pixels is None or pixels.shape[:2] != (height, width):
                     raise _bad(where, "the image does not decode")
             else:
+                image.load()
+                turn = _orientation(image)  # Pillow turns a TIFF itself, and then says so
                 pixels = _by_pillow(image)
     except CompError:
         raise
@@ -90,7 +94,7 @@ def inspect(data: bytes, where: object, max_pixels: int = MAX_PIXELS) -> tuple[P
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise _bad(where, f"the image does not decode ({reason})") from None
     if turn > 1:
-        pixels, notes = np.ascontiguousarray(_oriented(pixels, turn)), (*notes, "EXIF rotation")
+        pixels = np.ascontiguousarray(_oriented(pixels, turn))
     return pixels, notes
 
 
