@@ -83,6 +83,31 @@ def test_the_three_readings_by_hand() -> None:
         assert len({tuple(np.round(probs[0].tolist(), 3)) for probs in expected.values()}) == 3
 
 
+def test_photos_of_one_shape_share_a_forward_pass() -> None:
+    class Counting(TinyNet):
+        def forward(self, x: Tensor) -> Tensor:
+            sizes.append(len(x))
+            return super().forward(x)
+
+    sizes: list[int] = []
+    mixed = Photos([photo(50, 51 + seed % 35, seed) for seed in range(70)])  # 35 shapes, each pair far apart
+    evaluate(
+        Counting(),
+        mixed,  # type: ignore[arg-type]
+        np.arange(70),
+        parse("dense"),
+        name="net",
+        image=config.Image(crop=32, test=40),
+        mean=MEAN,
+        std=STD,
+        precision="fp32",
+        device=torch.device("cpu"),
+        batch=9,
+        fold=False,
+    )
+    assert len(sizes) < 45  # 35 pairs, some of them parted by the end of a chunk; 70 where each is alone
+
+
 @pytest.mark.parametrize("name", ["vgg_a", "alexnet_2012"])
 @torch.no_grad()
 def test_a_fully_connected_head_becomes_convolutions(name: str) -> None:
