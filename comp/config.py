@@ -473,6 +473,8 @@ def load_run(
     path = home / "configs" / "models" / f"{model}.yaml"
     values: dict[str, Any] = read_yaml(path) if path.exists() else {}
     where: object = path if path.exists() else f"MODEL={model}"
+    if "data" in values:
+        raise CompError(path, "data is not for a model to set", "take it out; the set is DATA=", Exit.CONFIG)
     base = validate(RunConfig, values, where)
     if not base.model.name:
         values = merge(values, {"model": {"name": model}})

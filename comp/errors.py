@@ -54,6 +54,8 @@ def did_you_mean(word: str, choices: Iterable[str], limit: int = 8) -> str:
     near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
     if near:
         return f"did you mean '{near[0]}'?"
+    if not choices:
+        return "there is none yet"
     if len(choices) <= limit:
         return "choose from " + ", ".join(choices)
     return f"{len(choices)} names are known, none is near"

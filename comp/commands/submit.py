@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from comp import config, files, metrics
-from comp.commands import kaggle_client, truths
+from comp.commands import common, kaggle_client, truths
 from comp.commands import ledger as sending
 from comp.config import DataConfig
 from comp.data.manifest import Dataset
@@ -62,12 +62,13 @@ def submit(
         config.check_name("NAME", name)
     if runs and ensemble:
         raise CompError("--ensemble", "and run names are both given", "give one of them", Exit.USAGE)
-    home, data_config, dataset, truth = truths.of_set(data, settings)
-    if upload is not None:
-        kaggle_client.need(data_config)
+    home, data_config, _ = common.project(data, settings)  # names are checked before any photo is read
     file = config.load_ensemble(home, ensemble) if ensemble else config.EnsembleConfig()
     method = methods.method(rule or file.rule)
     spec, views_file = truths.views_of(data_config, views or file.views)
+    if upload is not None:
+        kaggle_client.need(data_config)
+    home, data_config, dataset, truth = truths.of_set(data, settings)
     form = table.form(
         data_config.root_path(home) / data_config.submission.sample,
         data_config.submission,

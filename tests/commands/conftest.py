@@ -11,7 +11,7 @@ import pytest
 from worlds import World, world
 
 from comp import config, files
-from comp.commands import truths
+from comp.commands import common, truths
 
 
 @pytest.fixture
@@ -34,6 +34,7 @@ def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Worl
         ids = [*made.truth.labels, *made.truth.test_ids]
         dataset = SimpleNamespace(ids=ids, leaks=list(leaks), bad=list(bad))
         monkeypatch.setattr(truths, "of_set", lambda name, settings=(), **more: (tmp_path, data, dataset, made.truth))
+        monkeypatch.setattr(common, "project", lambda name, settings=(): (tmp_path, data, {}))
         monkeypatch.setattr(truths, "views_of", lambda config, text: (text, text))
         monkeypatch.setenv("COMP_HOME", str(tmp_path))
         return made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -107,11 +108,30 @@ def trial(
         shutil.rmtree(here, ignore_errors=True)
 
 
-def series(server: Server, folder: Path, single: int, chain: int, seed: int = 0) -> Tally:
-    """So many runs killed once, then one killed so many times in a row; 0, 2 and 4 workers, changing in the chain."""
+def series(
+    server: Server,
+    folder: Path,
+    single: int,
+    chain: int,
+    seed: int = 0,
+    report: Callable[[Tally], object] = lambda tally: None,
+) -> Tally:
+    """Runs killed once until so many kills landed, then one killed so many times in a row.
+
+    Args:
+        server: Starts the commands.
+        folder: Where to work.
+        single: Kills that must land (a command may end before its kill comes); 0, 2 and 4 workers in turn.
+        chain: Kills of the last run; its number of workers changes in between.
+        seed: Of phases and moments.
+        report: Called after each trial.
+    """
     rng, tally = random.Random(seed), Tally()
     home, wanted = prepare(server, folder)
-    for number in range(single):
+    while tally.landed.total() < single:
+        number = tally.trials
         trial(server, home, wanted, folder, tally, f"single {number}", 1, [(0, 2, 4)[number % 3]], rng)
+        report(tally)
     trial(server, home, wanted, folder, tally, "chain", chain, [0, 2, 4, 1], rng)
+    report(tally)
     return tally
