@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -92,6 +92,19 @@ class Method(Protocol):
 
     def fit(self, members: Members, answers: Answers | None) -> Fitted:
         """Choose everything on these rows; `answers` may be None for fixed methods only."""
+        ...
+
+
+@runtime_checkable
+class Staged(Protocol):
+    """A method that only compares predictions which learn nothing: they are made once, for all rows."""
+
+    def stage(self, members: Members) -> tuple[Method, list[Array]] | None:
+        """A method of the same result on the predictions to compare; None where it cannot be had so."""
+        ...
+
+    def unstage(self, fitted: Fitted, members: Members) -> Fitted:
+        """What that method's fit means for the members themselves."""
         ...
 
 
@@ -195,9 +208,14 @@ def cross_fit(
 
 def cross_fit_answers(method: Method, members: Members, answers: Answers, with_error: bool = True) -> CrossFit:
     """`cross_fit` for answers already put together; methods use it, without the error, to choose among methods."""
+    staged = method.stage(members) if isinstance(method, Staged) else None
+    if isinstance(method, Staged) and staged is not None:
+        result = cross_fit_answers(*staged, answers, with_error)
+        by_part = {number: method.unstage(own, members) for number, own in result.by_part.items()}
+        return replace(result, method=method.name, fitted=method.unstage(result.fitted, members), by_part=by_part)
     fitted = method.fit(members, answers)
     pooled = whole = fitted.apply(members, answers.folds)
-    by_part: dict[int, Fitted] = {}
+    by_part = {}
     choice_error = 0.0
     if not method.fixed(members):
         part = rotation(method, answers)

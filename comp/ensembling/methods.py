@@ -115,6 +115,20 @@ class Select:
 
 
 @dataclass(frozen=True)
+class _First:
+    """The member with the best score, the first of equals."""
+
+    name: str = "first best"
+    per_fold: bool = False
+
+    def fixed(self, members: Members) -> bool:
+        return False
+
+    def fit(self, members: Members, answers: Answers | None) -> MemberFit:
+        return MemberFit(int(np.argmax(utilities(members, needs_answers(self.name, answers)))))
+
+
+@dataclass(frozen=True)
 class Choose:
     """The best of several methods (rules, sets of views, sets of members) by their own cross-fitted scores.
 
@@ -139,6 +153,15 @@ class Choose:
         results = [cross_fit_answers(option, members, answers, with_error=False) for option in self.options]
         scores = [answers.how.utility(result.cross_fitted) for result in results]
         return results[int(np.argmax(scores))].fitted
+
+    def stage(self, members: Members) -> tuple[Method, list[Array]] | None:
+        if len(self.options) == 1 or not all(option.fixed(members) for option in self.options):
+            return None
+        return _First(), [option.fit(members, None).apply(members) for option in self.options]
+
+    def unstage(self, fitted: Fitted, members: Members) -> Fitted:
+        assert isinstance(fitted, MemberFit)
+        return self.options[fitted.member].fit(members, None)
 
 
 @dataclass(frozen=True)

@@ -168,17 +168,21 @@ def power(members: Members, call: Call) -> Floats:
 
 def _double_points(probs: Floats) -> Floats:
     """Twice the Borda points of each class in its row: 2 per class beaten, 1 per class it equals; whole numbers."""
-    rows, classes = probs.shape
     by_size = np.argsort(probs, axis=1)  # the order among equals does not matter
     values = np.take_along_axis(probs, by_size, axis=1)
-    position = np.broadcast_to(np.arange(classes), (rows, classes))
-    rises = np.ones((rows, classes), dtype=bool)
-    rises[:, 1:] = values[:, 1:] != values[:, :-1]
-    first = np.maximum.accumulate(np.where(rises, position, 0), axis=1)
-    falls = np.roll(rises, -1, axis=1)  # the last place of a row ends its run, and column 0 always starts one
-    last = np.minimum.accumulate(np.where(falls, position, classes)[:, ::-1], axis=1)[:, ::-1]
+    place = np.arange(probs.shape[1])
+    doubled = np.broadcast_to(2.0 * place, probs.shape)
+    tied = np.flatnonzero((values[:, 1:] == values[:, :-1]).any(axis=1))
+    if len(tied):
+        rises = np.ones((len(tied), len(place)), dtype=bool)
+        rises[:, 1:] = values[tied, 1:] != values[tied, :-1]
+        first = np.maximum.accumulate(np.where(rises, place, 0), axis=1)
+        falls = np.roll(rises, -1, axis=1)  # the last place of a row ends its run, and column 0 always starts one
+        last = np.minimum.accumulate(np.where(falls, place, len(place))[:, ::-1], axis=1)[:, ::-1]
+        doubled = doubled.copy()
+        doubled[tied] = first + last
     points = np.empty_like(probs)
-    np.put_along_axis(points, by_size, (first + last).astype(np.float64), axis=1)
+    np.put_along_axis(points, by_size, doubled, axis=1)
     return points
 
 

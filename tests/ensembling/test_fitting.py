@@ -125,6 +125,18 @@ def test_class_deviations_by_brute_force(seed: int) -> None:
     assert fitting.class_deviations(logs, labels, "macro_f1").tolist() == plain_deviations(logs, labels).tolist()
 
 
+def test_deviations_are_shrunk_by_the_classes_counts() -> None:
+    members, labels = world(5, 1, 400, 5, power=2.0)
+    known, logs = answers(labels), np.log(members[0].astype(float))
+    method = fitting.Bias(shrink=50.0)
+    _, prior = method._prior_step(logs, known)
+    _, both = method._class_step(logs, known)
+    counts = np.bincount(labels, minlength=5)
+    deviations = fitting.class_deviations(logs + prior, labels, "macro_f1")
+    assert deviations.any()
+    assert both - prior == pytest.approx(deviations * counts / (counts + 50))
+
+
 def test_bias_goes_on_where_the_prior_was_overlearnt() -> None:
     members, labels = world(0, 3, 3000, 6, power=3.0)
     share = np.bincount(labels, minlength=6) / 3000

@@ -61,6 +61,16 @@ def test_auto_takes_the_best_rule_of_the_other_folds() -> None:
         assert own[fitted.describe()["rule"]] == max(own.values())
 
 
+def test_rules_compared_at_once_are_the_rules_compared_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    members, answers = world(5)
+    quick = cross_fit(methods.method("auto"), members, answers.labels, answers.folds)
+    monkeypatch.setattr(methods.Choose, "stage", lambda self, members: None)
+    slow = cross_fit(methods.method("auto"), members, answers.labels, answers.folds)
+    assert quick.numbers() == pytest.approx(slow.numbers(), abs=1e-12)
+    assert quick.probs == pytest.approx(slow.probs, abs=1e-12)
+    assert (quick.method, quick.fitted, quick.by_part) == (slow.method, slow.fitted, slow.by_part)
+
+
 def test_a_flexible_option_has_no_advantage() -> None:
     """A stack that learns its rows by heart looks best in sample, and must not to `Choose`."""
     taken = 0
