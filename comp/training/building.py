@@ -121,7 +121,7 @@ def _why_no_gpu() -> str:
     if os.environ.get("ACCELERATE_USE_CPU"):
         return "ACCELERATE_USE_CPU is set"
     try:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
     except (RuntimeError, AssertionError) as error:
         return " ".join(str(error).split())[:160]
     return "it gives no reason"

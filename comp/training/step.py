@@ -45,7 +45,7 @@ def reseed(*parts: int | str) -> None:
     np.random.seed(seed % 2**32)  # noqa: NPY002 (the generator that timm's Mixup uses)
     # torch.manual_seed would queue a call, with a stack trace, for the GPU a CPU run never starts: a leak per step.
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed(seed)
 
 

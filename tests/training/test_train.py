@@ -17,7 +17,7 @@ from comp import files, metrics, predictions
 from comp.errors import CompError, Exit
 from comp.nets import store
 from comp.runs import Fold
-from comp.training import building, finishing, loop, step
+from comp.training import building, checkpoint, finishing, loop, step
 from comp.training.checkpoint import Best
 from comp.training.train import train_fold
 
@@ -98,6 +98,19 @@ def test_a_run_in_bits_is_the_run_in_one_go(
     whole, bits = tiny.fold(), tiny.fold(home=tiny.home / "elsewhere")
     train(tiny, whole, **over)
     assert go_on(tiny, bits, looks, stops_after, **over, workers=workers) > 2
+    assert written(bits) == written(whole)
+
+
+def test_plateau_remembers_over_a_stop(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, stops_after: Callable[[int], Any]
+) -> None:
+    plain = loop.summary.scores
+    monkeypatch.setattr(loop.summary, "scores", lambda *a: {**plain(*a), "val_loss": 1.0})
+    over: dict[str, Any] = {"schedule": {"name": "plateau", "patience": 1, "warmup": 0}, "epochs": 4}
+    whole, bits = tiny.fold(), tiny.fold(home=tiny.home / "elsewhere")
+    train(tiny, whole, **over)
+    assert [row.split(",")[-1] for row in whole.log.read_text().splitlines()[1:]] == ["0.002"] * 3 + ["0.0002"]
+    go_on(tiny, bits, 5, stops_after, **over)
     assert written(bits) == written(whole)
 
 
@@ -188,6 +201,25 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(
     whole = tiny.fold(home=tiny.home / "elsewhere")
     train(tiny, whole)
     assert written(fold) == written(whole)
+
+
+def test_a_loss_nobody_has_looked_at_yet_is_not_saved(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU losses are looked at every few steps; a save in between looks first."""
+    fold, calls, plain = tiny.fold(), 0, step.Trainee.forward_backward
+
+    def forward_backward(self: Any, *arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        loss, right = plain(self, *arguments)
+        return (loss * math.nan if calls == 5 else loss), right
+
+    monkeypatch.setattr(step.Trainee, "forward_backward", forward_backward)
+    monkeypatch.setattr(building, "Ledger", lambda every: step.Ledger(1000))
+    with pytest.raises(CompError, match="not finite in epoch 2, step 2"):
+        train(tiny, fold, save_every=1e-6)
+    position = checkpoint.read(fold.last)["position"]
+    assert (position["epoch"], position["step"]) == (1, 1)
+    assert np.isfinite(position["losses"]).all()
 
 
 def test_out_of_memory_halves_the_forward_pass_and_keeps_the_batch(
