@@ -12,6 +12,18 @@ from pathlib import Path
 from tests.faults import tiny
 from tests.faults.tiny import COMMANDS, PHASES, Server
 
+# About how long each phase lasts, in seconds: the mean of the moment inside it at which a kill is sent.
+LASTS = {
+    "starting": 0.3,
+    "training": 0.02,
+    "validating": 0.02,
+    "saving": 0.003,
+    "out-of-fold": 0.05,
+    "predicting": 0.05,
+    "submitting": 0.002,
+    "between": 0.01,
+}
+
 
 @dataclass
 class Tally:
@@ -53,9 +65,9 @@ def finish(server: Server, home: Path, tally: Tally, kills: list[tuple[str, floa
     starts = 0
     for words in COMMANDS:
         phases = {
-            "train": PHASES[:5],
-            "predict": ("starting", "saving", "predicting"),
-            "submit": PHASES[:1] + PHASES[3:4] + PHASES[6:],
+            "train": ("starting", "training", "validating", "saving", "out-of-fold", "between"),
+            "predict": ("starting", "saving", "predicting", "between"),
+            "submit": ("starting", "saving", "submitting", "between"),
         }
         while True:
             here = next((kill for kill in kills if kill[0] in phases[words[0]]), None)
@@ -97,7 +109,8 @@ def trial(
     """
     here = shutil.copytree(home, folder / "trial")
     try:
-        moments = [(rng.choice(PHASES), rng.expovariate(1 / 0.02)) for _ in range(kills)]
+        phases = [rng.choice(PHASES) for _ in range(kills)]
+        moments = [(phase, rng.expovariate(1 / LASTS[phase])) for phase in phases]
         finish(server, here, tally, moments, [[f"workers={number}"] for number in workers])
         found = tiny.results(here)
         tally.trials += 1

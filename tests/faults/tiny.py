@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[2]
-PHASES = ("starting", "training", "validating", "saving", "out-of-fold", "predicting", "submitting")
+PHASES = ("starting", "training", "validating", "saving", "out-of-fold", "predicting", "submitting", "between")
+BETWEEN = PHASES.index("between")
 
 DATA = """\
 reader: tfrecords
@@ -186,7 +187,7 @@ def _mark_phases(phase: mmap.mmap) -> None:
             try:
                 return inner(*args, **kwargs)
             finally:
-                phase[0] = before
+                phase[0] = before or BETWEEN
 
         setattr(module, name, outer)
 
