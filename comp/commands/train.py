@@ -71,8 +71,9 @@ def train(
             words = ["train", model, "--fold", str(fold), "--data", data, *settings]
             words += [] if name is None else ["--name", name]
             words += [] if start is None else ["--from", start]
-            with files.lock(run.path / ".lock", f"training {run.name}"):  # two launchers would meet at the folds' locks
-                pass
+            for each in todo:
+                with files.lock(each.lock, f"training {each}"):  # refused here, before any process is started
+                    pass
             launch.start(procs, words)
             return _answer([summary.fold_result(each, data_config, dataset) for each in todo], number)
         for note in notes:
