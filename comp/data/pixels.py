@@ -76,7 +76,7 @@ def inspect(data: bytes, where: object, max_pixels: int = MAX_PIXELS) -> tuple[P
                 notes = (*notes, "EXIF rotation")
             if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
                 if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
-                    image.load()  # no end marker: Pillow refuses a file that is cut off, OpenCV would fill it with gray
+                    image.load()  # cut off? Pillow refuses it; OpenCV before 5 fills it with gray
                 pixels = _by_opencv(data)
                 if pixels is None or pixels.shape[:2] != (height, width):
                     raise _bad(where, "the image does not decode")

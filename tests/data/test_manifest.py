@@ -181,7 +181,7 @@ def test_bad_images_are_counted_and_listed_on_request(tmp_path: Path) -> None:
 
 def test_a_large_image_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     data = folder_of(tmp_path / "raw", {"big": image(0, 40)}, {"t": image(50)})
-    with pytest.raises(CompError, match="big.jpg, image big: the image claims 40 × 40 pixels, more than 1,599"):
+    with pytest.raises(CompError, match=r"big\.jpg, image big: the image claims 40 × 40 pixels, more than 1,599"):
         manifest.prepare(data.model_copy(update={"max_pixels": 1599}), tmp_path)
     assert len(manifest.prepare(data.model_copy(update={"max_pixels": 1600}), tmp_path)) == 8
 
@@ -207,7 +207,7 @@ def test_raw_files_that_changed_are_noticed(tmp_path: Path) -> None:
         manifest.load(folder)
     assert caught.value.code == Exit.DATA
     shard.unlink()
-    with pytest.raises(CompError, match="01-8x8-6.tfrec: is gone"):
+    with pytest.raises(CompError, match=r"01-8x8-6\.tfrec: is gone"):
         manifest.load(folder)
 
 
