@@ -71,6 +71,8 @@ class World:
                     "data": self.truth.data_digest,
                     "folds": self.truth.folds_digest,
                     "selection": selection,
+                    "seed": seed,
+                    "recipe": run_config.recipe(),
                     "epoch": 5,
                     "ms_per_image": 2.0,
                     **(header or {}),

@@ -86,10 +86,10 @@ class RunScore:
 
 @dataclass(frozen=True)
 class _Pool:
-    """A run's out-of-fold rows, in the order of the labelled photos.
+    """A run's out-of-fold rows, in the order of its files.
 
     Attributes:
-        place: (N,) which of the labelled photos, ascending.
+        place: (N,) which of the labelled photos.
         probs: (N, C).
         influence: (N,) of each photo on the score.
         score: The metric.
@@ -259,16 +259,23 @@ class _Reader:
                 scores[fold.number] = FoldScore(fold.number, None, len(log), live, state)
         for number in self.truth.numbers:
             scores.setdefault(number, FoldScore(number, None, 0, None, "missing"))
-        known = None
-        recipe, seed = "", None
+        recipe, seed = self._recipe(begun, parts)
+        curve = _mean_curve(logs.values())
+        return self._row(run, views, tuple(scores[k] for k in sorted(scores)), parts, recipe, seed, curve)
+
+    def _recipe(self, begun: Sequence[Fold], parts: Sequence[Predictions]) -> tuple[str, int | None]:
+        """Digest of the config without the seed, and the seed: from a header, which is quicker, else from the YAML."""
+        for part in parts[:1]:
+            recipe, seed = part.header.get("recipe"), part.header.get("seed")
+            if isinstance(recipe, str) and isinstance(seed, int):
+                return recipe, seed
         if begun and begun[0].config_file.exists():
             try:
                 known = config.read_run(begun[0].config_file)
-                recipe, seed = known.recipe(), known.seed
+                return known.recipe(), known.seed
             except CompError as error:
                 self.warnings.append(str(error))
-        curve = _mean_curve(logs.values())
-        return self._row(run, views, tuple(scores[k] for k in sorted(scores)), parts, recipe, seed, curve)
+        return "", None
 
     def _row(
         self,
@@ -285,10 +292,8 @@ class _Reader:
         pool, oof = None, None
         if parts:
             place = np.concatenate([self.rows.of(part, run.name) for part in parts])
-            order = np.argsort(place, kind="stable")
-            place, probs = place[order], np.concatenate([part.probs for part in parts])[order]
-            labels = self.rows.labels[place]
-            groups = self.rows.groups[place]
+            probs = np.concatenate([part.probs for part in parts])
+            labels, groups = self.rows.labels[place], self.rows.groups[place]
             score = self.metric.function(labels, probs)
             influence = metrics.influence(self.metric.name, labels, probs)
             error = metrics.stratified_error(influence, labels, groups)
@@ -340,9 +345,11 @@ def _told_apart(metric: str, rows: _Rows, best: _Pool, other: _Pool) -> bool:
     On the same photos the difference's influences are the difference of the influences, known already
     (`metrics.paired_difference` would compute them again).
     """
-    if np.array_equal(best.place, other.place):
-        change = best.influence - other.influence
-        error = metrics.stratified_error(change, rows.labels[best.place], rows.groups[best.place])
+    a, b = np.argsort(best.place), np.argsort(other.place)
+    place = best.place[a]
+    if np.array_equal(place, other.place[b]):
+        change = best.influence[a] - other.influence[b]
+        error = metrics.stratified_error(change, rows.labels[place], rows.groups[place])
         return bool(abs(best.score - other.score) > metrics.Z95 * error)
     common, mine, theirs = np.intersect1d(best.place, other.place, assume_unique=True, return_indices=True)
     if not len(common):

@@ -154,10 +154,12 @@ def test_nothing_is_remembered(tmp_path: Path) -> None:
     assert after.value > before.value + 0.2
 
 
-def test_seeds_stand_together(tmp_path: Path) -> None:
+@pytest.mark.parametrize("header", [{}, {"recipe": None, "seed": None}])
+def test_seeds_stand_together(tmp_path: Path, header: dict[str, object]) -> None:
+    """Known from the headers, or else from the configs."""
     made = world(tmp_path, photos=600)
-    made.run("x", skill=3.0, recipe="r", seed=0)
-    made.run("x-s1", skill=1.0, recipe="r", seed=1)
+    made.run("x", skill=3.0, recipe="r", seed=0, header=header)
+    made.run("x-s1", skill=1.0, recipe="r", seed=1, header=header)
     made.run("y", skill=2.0, recipe="other", seed=0)
     rows, _ = scores.gather(tmp_path, made.truth, "macro_f1")
     assert [row.name for row in rows] == ["x", "x-s1", "y"]
