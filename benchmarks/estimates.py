@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 
 from comp.ensembling.methods import method
 from comp.ensembling.simulate import Shape, coverage, judge
@@ -38,12 +39,12 @@ def main() -> None:
     if not options.no_coverage:
         print("\n| rows | classes | metric | interval in use | ± 1.96 standard errors | paired difference |")
         print("|---|---|---|---|---|---|", flush=True)
-        common = {"members": 2, "fold_spread": 0.0, "fresh": 40}
+        pair = Shape(members=2, fold_spread=0.0, fresh=40)
         for shape in (
-            Shape(**common),
-            Shape(**common, smallest=40, largest=350, classes=12),
-            Shape(**common, smallest=8, largest=80, classes=12),
-            Shape(**common, smallest=40, largest=350, classes=12, skill=5.0),
+            pair,
+            replace(pair, smallest=40, largest=350, classes=12),
+            replace(pair, smallest=8, largest=80, classes=12),
+            replace(pair, smallest=40, largest=350, classes=12, skill=5.0),
         ):
             for metric in ("macro_f1", "accuracy"):
                 held = coverage(options.worlds, shape, metric)
