@@ -26,7 +26,8 @@ def make(dataset: Dataset, k: int, seed: int, val: Val) -> tuple[dict[str, int],
 
     Photos of one class are dealt out over the folds in turn, so a class's counts differ by at most the size of a group
     of copies between folds, and a class with at least k photos (counting copies once) is in every fold. Photos of the
-    same bytes stay together, also where their labels disagree. (scikit-learn's StratifiedGroupKFold balances as well;
+    same bytes stay together, also where their labels disagree; many of those can leave a class out of a fold, which is
+    said. (scikit-learn's StratifiedGroupKFold balances as well;
     it is not used because its chance is that of the rows' order and of its version, where a shared split must outlive
     both, and because it refuses a set without a class of k photos.)
 
