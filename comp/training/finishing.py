@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from comp import files, metrics, predictions
+from comp import files, metrics
 from comp.config import RunConfig
 from comp.errors import CompError, Exit
 from comp.inference import spec
-from comp.inference.evaluate import evaluate
+from comp.inference.predict import predict
 from comp.nets import store
 from comp.runs import Fold
 from comp.training.checkpoint import Best
@@ -61,41 +60,39 @@ def predict_held_out(
     fold: Fold,
     config: RunConfig,
     dataset: Dataset,
-    rows: npt.NDArray[np.int64],
+    folds: Mapping[str, int],
     team: Team,
     device: torch.device,
     workers: int,
-    about: dict[str, Any],
     stop: Callable[[], object],
     progress: Callable[[int], object] | None,
 ) -> None:
     """Write the out-of-fold predictions of the centre view; the fold is finished when they are there.
 
+    The model is read back from the disk, so what is scored is what was kept.
+
     Args:
-        fold: The fold; its model is read back from the disk, so what is scored is what was kept.
+        fold: The fold.
         config: The run.
         dataset: The data set.
-        rows: (M,) rows held out.
+        folds: Fold of each image id.
         team: The processes.
         device: Where to compute.
         workers: Threads that read images.
-        about: Digests for the header.
         stop: Called between forwards.
         progress: Called with numbers of photos done.
     """
-    stored = store.load_model(fold, device)
-    views = spec.parse("center", ())
-    found = evaluate(
-        stored.network,
+    predict(
+        fold,
+        store.load_model(fold, device),
+        "oof",
+        spec.parse("center", ()),
         dataset,
-        rows,
-        views,
-        name=str(fold),
-        image=config.image,
-        mean=stored.mean,
-        std=stored.std,
+        folds,
         precision=config.precision,
         device=device,
+        timed=False,
+        save=team.first,
         workers=workers,
         rank=team.rank,
         world=team.world,
@@ -103,18 +100,4 @@ def predict_held_out(
         progress=progress,
         stop=stop,
     )
-    if team.first:
-        header = {
-            "run": fold.run.name,
-            "fold": fold.number,
-            "split": "oof",
-            "views": views.canonical,
-            "checkpoint": stored.digest,
-            "selection": stored.about["selection"],
-            "epoch": stored.about["epoch"],
-            **{key: about[key] for key in ("seed", "recipe", "config", "data", "pixels", "folds")},
-        }
-        classes: Sequence[str] = stored.classes
-        path = fold.predictions("oof", views.file_name)
-        predictions.Predictions(found.ids, found.probs, np.asarray(classes, dtype=np.str_), header).save(path)
     team.wait()

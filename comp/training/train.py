@@ -147,7 +147,7 @@ def _train(
         try:
             with terminal.progress("out-of-fold predictions", len(rows.val)) as advance:
                 finishing.predict_held_out(
-                    fold, config, dataset, rows.val, team, trainee.device, workers, about, run.stop, advance
+                    fold, config, dataset, folds, team, trainee.device, workers, run.stop, advance
                 )
         except Asked as asked:
             raise asked.error(fold, "the training is done and saved, its predictions are not") from None
