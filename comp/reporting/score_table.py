@@ -13,7 +13,8 @@ from typing import Any
 
 from comp import terminal
 from comp.metrics import Estimate
-from comp.reporting.scores import FoldScore, RunScore, recipes, sparkline
+from comp.reporting.curves import sparkline
+from comp.reporting.scores import FoldScore, RunScore, recipes
 
 WIDE = 118  # columns from which folds stand in the same row
 _NARROW_NAME, _WIDE_NAME = 20, 40

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,10 @@ from comp.ensembling.truth import Truth
 from comp.errors import CompError, Exit
 from comp.metrics import Estimate
 from comp.predictions import Predictions
+from comp.reporting.curves import log_rows, mean_curve, validation_curve
 from comp.runs import Fold, Run
 
 _THREADS = 4
-CURVE_WIDTH = 8
-_BARS = "▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True)
@@ -140,55 +138,6 @@ def _stale(fold: Fold, read: Predictions, path: Path) -> bool:
     return bool(files.digest_file(fold.model) != digest)
 
 
-def _log(fold: Fold) -> list[dict[str, str]]:
-    """The rows of a fold's log; a log that cannot be read has none."""
-    try:
-        with fold.log.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error):
-        return []
-
-
-def _column(rows: Sequence[Mapping[str, str]], metric: str) -> list[float]:
-    """The validation metric by epoch, higher is better; a loss is turned."""
-    for name in (f"val_{metric}", metric, "val_macro_f1", "macro_f1", "val_accuracy", "top1", "val_loss"):
-        if rows and name in rows[0]:
-            values = []
-            for row in rows:
-                try:
-                    value = float(row[name] or "nan")
-                except (TypeError, ValueError):
-                    value = math.nan
-                values.append(-value if name.endswith("loss") else value)
-            return values
-    return []
-
-
-def _mean_curve(curves: Iterable[Sequence[float]]) -> tuple[float, ...]:
-    """Mean over the folds, epoch by epoch, as far as the longest; nan where no fold has a number."""
-    lists = [curve for curve in curves if curve]
-    out = []
-    for epoch in range(max(map(len, lists), default=0)):
-        here = [curve[epoch] for curve in lists if epoch < len(curve) and math.isfinite(curve[epoch])]
-        out.append(statistics.fmean(here) if here else math.nan)
-    return tuple(out)
-
-
-def sparkline(curve: Sequence[float], width: int = CURVE_WIDTH) -> str:
-    """A learning curve in `width` characters, from its lowest to its highest value."""
-    known = [value for value in curve if math.isfinite(value)]
-    if not known:
-        return ""
-    low, high = min(known), max(known)
-    count = min(width, len(curve))
-    out = ""
-    for n in range(count):
-        part = [v for v in curve[n * len(curve) // count : (n + 1) * len(curve) // count] if math.isfinite(v)]
-        level = (statistics.fmean(part) - low) / (high - low) if part and high > low else 0.0
-        out += _BARS[min(int(level * len(_BARS)), len(_BARS) - 1)] if part else " "
-    return out
-
-
 def _views_of(folds: Sequence[Fold]) -> dict[str, list[tuple[Fold, Path]]]:
     """View set (by file name) → the folds that have it."""
     found: dict[str, list[tuple[Fold, Path]]] = {}
@@ -230,7 +179,7 @@ class _Reader:
     ) -> tuple[RunScore, _Pool | None]:
         scores: dict[int, FoldScore] = {}
         parts: list[Predictions] = []
-        logs = {fold.number: _column(_log(fold), self.metric.name) for fold in begun}
+        logs = {fold.number: validation_curve(log_rows(fold), self.metric.name) for fold in begun}
         for fold, path in found:
             state, score = "finished", None
             try:
@@ -260,7 +209,7 @@ class _Reader:
         for number in self.truth.numbers:
             scores.setdefault(number, FoldScore(number, None, 0, None, "missing"))
         recipe, seed = self._recipe(begun, parts)
-        curve = _mean_curve(logs.values())
+        curve = mean_curve(logs.values())
         return self._row(run, views, tuple(scores[k] for k in sorted(scores)), parts, recipe, seed, curve)
 
     def _recipe(self, begun: Sequence[Fold], parts: Sequence[Predictions]) -> tuple[str, int | None]:

@@ -15,7 +15,7 @@ from worlds import World, world
 from comp import files, metrics, predictions
 from comp.ensembling.choosing import folder_of
 from comp.predictions import Predictions
-from comp.reporting import score_table, scores
+from comp.reporting import curves, score_table, scores
 
 
 def _one(made: World, name: str) -> scores.RunScore:
@@ -185,12 +185,12 @@ def test_imported(tmp_path: Path) -> None:
 
 
 def test_sparkline() -> None:
-    assert scores.sparkline([0.0, 1.0]) == "▁█"
-    assert scores.sparkline([0.5, 0.5, 0.5]) == "▁▁▁"
-    assert scores.sparkline([float("nan"), 0.0, 1.0]) == " ▁█"
-    assert scores.sparkline([]) == ""
-    rising = scores.sparkline(list(range(100)))
-    assert len(rising) == scores.CURVE_WIDTH
+    assert curves.sparkline([0.0, 1.0]) == "▁█"
+    assert curves.sparkline([0.5, 0.5, 0.5]) == "▁▁▁"
+    assert curves.sparkline([float("nan"), 0.0, 1.0]) == " ▁█"
+    assert curves.sparkline([]) == ""
+    rising = curves.sparkline(list(range(100)))
+    assert len(rising) == curves.CURVE_WIDTH
     assert list(rising) == sorted(rising)
 
 
