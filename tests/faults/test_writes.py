@@ -42,7 +42,9 @@ def test_a_checkpoint_that_reads_back_differently_does_not_replace_the_old_one(
     writes.save_checkpoint(path, 1)
     old = path.read_bytes()
     read = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda self: read(self)[:-1] + b"?" if self.suffix == ".tmp" else read(self))
+    monkeypatch.setattr(
+        Path, "read_bytes", lambda self: read(self)[:-1] + b"?" if self.suffix == ".tmp" else read(self)
+    )
     with pytest.raises(CompError, match="not read back as it was written") as caught:
         writes.save_checkpoint(path, 2)
     assert caught.value.code is Exit.SYSTEM

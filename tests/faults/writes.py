@@ -1,7 +1,7 @@
 """Every write, fsync and rename of one save killed or failed, one after another: the file must be old or new.
 
-The form without other programs wraps what the interpreter calls; the one with strace interferes with the system calls of
-a process from outside.
+The form without other programs wraps what the interpreter calls; the one with strace interferes with the system calls
+of a process from outside.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def from_outside(folder: Path, save: Save) -> Outcome | None:
     def run(*options: str) -> int:
         path.write_bytes(old)
         done = subprocess.run(
-            [strace, "-f", "--seccomp-bpf", "-y", "-o", str(log), *options, *program],
+            [strace, "-f", "-y", "-o", str(log), *options, *program],
             cwd=PROJECT,
             capture_output=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -194,7 +194,9 @@ def from_outside(folder: Path, save: Save) -> Outcome | None:
         lines = [line for line in log.read_text(errors="replace").splitlines() if re.match(rf"\d+ +{name}\(", line)]
         # `-f` counts the calls of each thread by itself, and the main thread does the saving.
         main = [line for line in lines if line.split()[0] == lines[0].split()[0]]
-        places += [(name, number) for number, line in enumerate(main, 1) if str(folder) in line and "RDONLY)" not in line]
+        places += [
+            (name, number) for number, line in enumerate(main, 1) if str(folder) in line and "RDONLY)" not in line
+        ]
     outcome.events = len(places)
     for number, (name, when) in enumerate(places, 1):
         for deed, how in (("kill before", "signal=KILL"), ("ENOSPC", "error=ENOSPC"), ("EIO", "error=EIO")):
