@@ -49,11 +49,13 @@ def prepared(home: Path, data: DataConfig, *, again: bool = False) -> Dataset:
     folder = manifest.folder(home, data)
     if not again and (folder / "manifest.csv").exists():
         dataset = manifest.load(folder)
-        if data.root and Path(dataset.root).resolve() != data.root_path(home).resolve():
-            fix = f"run: comp data --data {data.name} data.root={data.root}" + (
-                f" data.size={data.size}" if data.size else ""
-            )
-            raise CompError(folder / "dataset.json", f"was made from {dataset.root}", fix, Exit.DATA)
+        now = manifest.settings(data)
+        changed = [f"{key}: {old} → {now[key]}" for key, old in dataset.settings.items() if old != now.get(key)]
+        if data.root and dataset.root.resolve() != data.root_path(home).resolve():
+            changed.append(f"root: {dataset.root} → {data.root}")
+        if changed:
+            fix = f"run `comp data --data {data.name}` with the same data.… settings"
+            raise CompError(folder, f"was made with other settings ({', '.join(changed)})", fix, Exit.DATA)
         return dataset
     with files.lock(folder / ".lock", f"reading {data.name}"):
         return manifest.prepare(data, home)

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from comp.data.pixels import Reader, inspect
 from comp.data.sources import SPLITS, Listing
 from comp.errors import CompError, Exit
 
-FORMAT = 1
+FORMAT = 2
 COLUMNS = ("image_id", "label", "split", "file", "offset", "length", "width", "height", "sha1")
 FEW = 30  # a class with fewer training photos is named in the report
 _NAMED = 6  # ids named in a row of the report
@@ -58,6 +58,7 @@ class Dataset:
         leaks: (labelled id, test id) of photos that are the same bytes.
         report: Rows (what, count, which) of what is in the set and what is odd.
         max_pixels: A larger image is refused before it is decoded.
+        settings: What of the data set's config it was made with (`settings`).
     """
 
     name: str
@@ -81,6 +82,7 @@ class Dataset:
     leaks: tuple[tuple[str, str], ...]
     report: tuple[tuple[str, str, str], ...]
     max_pixels: int
+    settings: Mapping[str, Any]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -88,6 +90,19 @@ class Dataset:
     def reader(self) -> Reader:
         """Reads the images in place; row for row those of `ids`."""
         return Reader(self.root, self.files, self.offsets.tolist(), self.lengths.tolist(), self.ids, self.max_pixels)
+
+
+# What of a data set's config the manifest depends on.
+_SETTINGS = (
+    *("reader", "draw", "torchvision", "images", "test_images", "labels", "id_column", "label_column", "suffix"),
+    *("classes", "on_bad", "max_pixels"),
+)
+
+
+def settings(data: DataConfig) -> dict[str, Any]:
+    """The part of a data set's config that decides what is in the manifest, as plain values."""
+    values = data.model_dump(mode="json")
+    return {key: values[key] for key in _SETTINGS}
 
 
 def folder(home: Path, data: DataConfig) -> Path:
@@ -172,6 +187,7 @@ def prepare(data: DataConfig, home: Path) -> Dataset:
         "name": data.name,
         "size": data.size_name,
         "root": _portable(listing.root, home),
+        "settings": settings(data),
         "classes": list(listing.classes),
         "data_digest": files.digest_rows((e.image_id, e.label, e.split) for e in entries),
         "pixels_digest": files.digest_rows((i, look.sha1) for i, look in zip(ids, looks, strict=True)),
@@ -338,6 +354,7 @@ def load(where: Path) -> Dataset:
             bad=tuple(map(str, about["bad"])),
             leaks=tuple((str(a), str(b)) for a, b in about["leaks"]),
             max_pixels=int(about["max_pixels"]),
+            settings=dict(about["settings"]),
             report=tuple((str(a), str(b), str(c)) for a, b, c in about["report"]),
         )
         stamps = {str(name): [int(size), int(time)] for name, (size, time) in about["files"].items()}

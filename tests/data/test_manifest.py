@@ -240,3 +240,21 @@ def test_a_manifest_that_was_edited_or_cut_is_noticed(tmp_path: Path) -> None:
         assert caught.value.code == Exit.DATA
     about.write_text(json.dumps(value))
     assert len(manifest.load(folder)) == 22
+
+
+def test_a_manifest_made_with_other_settings_is_not_taken_for_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`data.on_bad=skip` on the command line must not be ignored because a manifest is there already."""
+    from comp.commands import common
+
+    (tmp_path / "configs/data").mkdir(parents=True)
+    text = "size: 24\ndraw: {classes: 2, train: 4, val: 2, test: 2, size: 24}\n"
+    (tmp_path / "configs/data/set.yaml").write_text(text)
+    monkeypatch.setenv("COMP_HOME", str(tmp_path))
+    home, data, _ = common.project("set")
+    common.prepared(home, data)
+    assert common.prepared(home, data).settings == manifest.settings(data)
+    _, changed, _ = common.project("set", ["data.on_bad=skip"])
+    with pytest.raises(CompError, match="on_bad: fail → skip"):
+        common.prepared(home, changed)

@@ -83,6 +83,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
         leaks=(),
         report=(),
         max_pixels=10**6,
+        settings={},
     )
 
 
