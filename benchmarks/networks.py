@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from comp import config as configs
-from comp import files, runs, terminal
+from comp import files, runs, terminal, yamls
 
 THREADS = 2
 CACHE = Path("runs") / "benchmarks" / "networks"
@@ -80,7 +80,7 @@ class Cell:
     @property
     def recipe(self) -> dict[str, Any]:
         """Everything that makes it what it is but the number of epochs."""
-        settings = configs.merge(configs.merge(COMMON, {"model": {"name": self.model}}), self.changes)
+        settings = yamls.merge(yamls.merge(COMMON, {"model": {"name": self.model}}), self.changes)
         return {"settings": settings, "data": {"name": self.data, **DATA[self.data]}, "seconds": self.seconds}
 
     def file(self, home: Path) -> Path:
@@ -92,11 +92,11 @@ def cells() -> list[Cell]:
     """The table's networks, on each data set."""
     plain: list[tuple[str, str, dict[str, Any]]] = [
         ("alexnet_2012", "alexnet_2012", SLOW),
-        ("alexnet_2012 one group", "alexnet_2012", configs.merge(SLOW, {"model": {"args": {"groups": 1}}})),
+        ("alexnet_2012 one group", "alexnet_2012", yamls.merge(SLOW, {"model": {"args": {"groups": 1}}})),
         *((name, name, SLOW) for name in ("vgg_a", "vgg_a_lrn", "vgg_b", "vgg_c", "vgg_d", "vgg_e")),
         ("nin_cifar", "nin_cifar", SLOW),
-        ("nin_cifar fc", "nin_cifar", configs.merge(SLOW, {"model": {"args": {"head": "fc"}}})),
-        ("nin_cifar fc_dropout", "nin_cifar", configs.merge(SLOW, {"model": {"args": {"head": "fc_dropout"}}})),
+        ("nin_cifar fc", "nin_cifar", yamls.merge(SLOW, {"model": {"args": {"head": "fc"}}})),
+        ("nin_cifar fc_dropout", "nin_cifar", yamls.merge(SLOW, {"model": {"args": {"head": "fc_dropout"}}})),
         ("nin_imagenet", "nin_imagenet", SLOW),
         ("googlenet_2014", "googlenet_2014", SLOW),
         ("googlenet_2014 batch norm", "googlenet_2014", {"model": {"args": {"norm": "batch"}}}),
@@ -104,9 +104,9 @@ def cells() -> list[Cell]:
         ("plain34", "plain34", {}),
         *((f"resnet{depth}_{option}", f"resnet{depth}_{option}", {}) for depth in (18, 34, 50) for option in "abc"),
         ("prelunet14", "prelunet14", SLOW),
-        ("prelunet14 relu", "prelunet14", configs.merge(SLOW, {"model": {"activation": "relu"}})),
+        ("prelunet14 relu", "prelunet14", yamls.merge(SLOW, {"model": {"activation": "relu"}})),
         ("prelunet19", "prelunet19", SLOW),
-        ("prelunet19 relu", "prelunet19", configs.merge(SLOW, {"model": {"activation": "relu"}})),
+        ("prelunet19 relu", "prelunet19", yamls.merge(SLOW, {"model": {"activation": "relu"}})),
     ]
     deep: list[tuple[str, str, dict[str, Any]]] = [(name, name, {}) for name in ("resnet101_b", "resnet152_b")]
     return [

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from comp import config
+from comp import config, yamls
 from comp.config import DataConfig, RunConfig
 from comp.errors import CompError, Exit
 
@@ -23,7 +23,7 @@ def home(tmp_path: Path) -> Path:
 
 
 def run(home: Path, *words: str, model: str = "net", data: str = "small") -> tuple[RunConfig, list[str]]:
-    return config.load_run(home, model, config.load_data(home, data), config.parse_overrides(words))
+    return config.load_run(home, model, config.load_data(home, data), yamls.parse_overrides(words))
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def run(home: Path, *words: str, model: str = "net", data: str = "small") -> tup
     ],
 )
 def test_yaml_reads_what_people_mean(text: str, value: object) -> None:
-    read = config.parse_yaml(text, "x")
+    read = yamls.parse_yaml(text, "x")
     assert read == value
     assert type(read) is type(value)
 
@@ -63,7 +63,7 @@ def test_yaml_reads_what_people_mean(text: str, value: object) -> None:
 )
 def test_yaml_that_is_refused_says_where(text: str, words: str) -> None:
     with pytest.raises(CompError, match=words) as caught:
-        config.parse_yaml(text, "file.yaml")
+        yamls.parse_yaml(text, "file.yaml")
     assert caught.value.code == Exit.CONFIG
     assert str(caught.value).startswith("file.yaml: ")
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from comp import config, files, runs, terminal
+from comp import config, files, runs, terminal, yamls
 from comp.config import DataConfig, RunConfig
 from comp.data import folds, manifest
 from comp.data.manifest import Dataset
@@ -24,7 +24,7 @@ def project(data: str, settings: Sequence[str] = ()) -> tuple[Path, DataConfig, 
         The project's folder, the data set's config, the other settings as nested keys.
     """
     home = runs.home()
-    overrides = config.parse_overrides(settings)
+    overrides = yamls.parse_overrides(settings)
     of_data = overrides.pop("data", {})
     if not isinstance(of_data, dict):
         raise CompError(f"data={of_data}", "is no setting", "write --data NAME, or data.size=224", Exit.USAGE)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comp import config as configs
-from comp import terminal
+from comp import terminal, yamls
 from comp.commands import common
 from comp.config import DataConfig, RunConfig
 from comp.errors import CompError, Exit
@@ -54,7 +54,7 @@ def doctor(model: str, *, data: str = "petals", settings: Sequence[str] = ()) ->
 def _config(home: Path, model: str, data: DataConfig, overrides: dict[str, Any]) -> tuple[RunConfig, str]:
     run = Run(home, data.name, configs.check_name("MODEL", model))
     if run.folds():
-        values = configs.merge(run.config().model_dump(mode="json"), overrides)
+        values = yamls.merge(run.config().model_dump(mode="json"), overrides)
         return configs.validate(RunConfig, values, "command line"), f"the config of run {model}"
     config, notes = configs.load_run(home, model, data, overrides)
     for note in notes:

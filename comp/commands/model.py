@@ -11,11 +11,11 @@ def model(model: str, *, classes: int = 1000, size: int | None = None) -> None:
         classes: Classes of its head.
         size: Height and width of the input in pixels; default the network's own.
     """
-    from comp import config, runs, terminal
+    from comp import config, runs, terminal, yamls
     from comp.nets import names
 
     path = runs.home() / "configs" / "models" / f"{config.check_name('MODEL', model)}.yaml"
-    section = config.validate(config.RunConfig, config.read_yaml(path), path).model if path.exists() else config.Model()
+    section = config.validate(config.RunConfig, yamls.read_yaml(path), path).model if path.exists() else config.Model()
     name = section.name or model
     names.check_model_name(name)
 

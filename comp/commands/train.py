@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from comp import config, files, launch, runs, terminal
+from comp import config, files, launch, runs, terminal, yamls
 from comp.commands import common
 from comp.config import DataConfig, RunConfig
 from comp.data import augment, manifest
@@ -47,7 +47,7 @@ def train(
     """
     home, data_config, overrides = common.project(data, settings)
     if start is not None:
-        overrides = config.merge(overrides, {"model": {"init_from": start}})
+        overrides = yamls.merge(overrides, {"model": {"init_from": start}})
     run_config, notes = config.load_run(home, model, data_config, overrides)
     run = Run(home, data, config.check_name("NAME", model if name is None else name))
     number = _fold_number(fold)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from comp import config, runs
+from comp import config, runs, yamls
 from comp.config import DataConfig, RunConfig
 from comp.data.manifest import Dataset
 from comp.runs import Fold
@@ -35,7 +35,7 @@ class Tiny:
         self.folds = {image_id: row // len(CLASSES) % 3 for row, image_id in enumerate(dataset.ids)}
 
     def config(self, **over: Any) -> RunConfig:
-        return config.validate(RunConfig, config.merge(BASE, over), "test")
+        return config.validate(RunConfig, yamls.merge(BASE, over), "test")
 
     def fold(self, name: str = "run", home: Path | None = None, number: int = 0) -> Fold:
         return runs.Run(home or self.home, "tiny", name).fold(number)
