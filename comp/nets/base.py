@@ -77,6 +77,7 @@ class PaperNet(nn.Module):
     """The methods timm expects of a network, for `features` followed by `forward_head`."""
 
     smallest_input: ClassVar[int] = 1  # pixels a side
+    head_bias: ClassVar[float] = 0.0  # where the classifier's bias starts
     feature_info: list[dict[str, Any]]
     num_classes: int
     in_chans: int

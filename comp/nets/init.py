@@ -49,7 +49,7 @@ def initialise(
         fan: `he` keeps the scale of gradients (out) or of activations (in).
         first: `vgg`: so many weight layers from the input start with Xavier.
         last: `vgg`: so many before the output start with Xavier.
-        bias: Of every layer but the classifier, whose is 0; `default` applies it only where it is not 0.
+        bias: Of every layer but the classifier, whose is 0 (NIN: 1); `default` applies it only where it is not 0.
         seed: Of the draw.
 
     `he` starts the classifier with normal(0.01): a fan-out of a few classes would start it with logits in the tens.
@@ -57,6 +57,7 @@ def initialise(
     generator = torch.Generator().manual_seed(seed)
     layers = weight_layers(model)
     head = head_parameters(model)
+    head_bias = float(getattr(model, "head_bias", 0.0))
     slope = SLOPE if any(isinstance(m, nn.PReLU) for m in model.modules()) else 0.0
     for i, (name, layer) in enumerate(layers):
         small = f"{name}.weight" in head
@@ -72,7 +73,7 @@ def initialise(
         elif kind != "default":
             raise CompError("model.init.kind", f"{kind!r} is not known", "see comp/nets/init.py", Exit.CONFIG)
         if layer.bias is not None and (kind != "default" or bias):
-            nn.init.constant_(layer.bias, 0.0 if small else bias)
+            nn.init.constant_(layer.bias, head_bias if small else bias)
 
 
 def tensor_digest(tensor: Tensor) -> str:

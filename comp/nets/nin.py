@@ -86,6 +86,7 @@ class NIN(PaperNet):
     """
 
     smallest_input = 16
+    head_bias = 1.0  # the class maps go through ReLU: from 0, half the classes never leave it
 
     def __init__(
         self,
@@ -124,7 +125,7 @@ class NIN(PaperNet):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """He normal (fan-in), biases 0; the head normal(0.01), so that the first loss is ln(classes)."""
+        """He normal (fan-in), biases 0; the head normal(0.01), biases 1, so that no class starts dead."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 if name.startswith("head"):
@@ -132,7 +133,7 @@ class NIN(PaperNet):
                 else:
                     nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
                 if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+                    nn.init.constant_(module.bias, self.head_bias if name.startswith("head") else 0.0)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups of timm's layer decay: one per layer, or one per mlpconv layer."""

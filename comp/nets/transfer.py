@@ -45,16 +45,18 @@ def head_parameters(model: nn.Module) -> set[str]:
     return {f"{name}.{p}" for name, module in classifiers(model).items() for p, _ in module.named_parameters()}
 
 
-def _start_small(layer: nn.Module) -> None:
+def _start_small(layer: nn.Module, bias: float = 0.0) -> None:
     for module in layer.modules():
         if isinstance(module, nn.Linear | _ConvNd):
             nn.init.normal_(module.weight, std=HEAD_STD)
             if module.bias is not None:
-                nn.init.zeros_(module.bias)
+                nn.init.constant_(module.bias, bias)
 
 
 def new_head(model: nn.Module, hidden: Sequence[int] = (), drop_rate: float = 0.0) -> None:
-    """Start the classifier anew and small: normal(0.01) and zero bias, so that the first loss is ln(classes).
+    """Start the classifier anew and small: normal(0.01) and one bias for all, so that the first loss is ln(classes).
+
+    The bias is 0, or what the network says its own should be (`head_bias`; NIN).
 
     Args:
         model: The network, changed in place.
@@ -77,7 +79,7 @@ def new_head(model: nn.Module, hidden: Sequence[int] = (), drop_rate: float = 0.
         found = classifiers(model)
     for layer in found.values():
         if not isinstance(layer, nn.Sequential):
-            _start_small(layer)
+            _start_small(layer, getattr(model, "head_bias", 0.0))
 
 
 def _mlp(classifier: Any, hidden: Sequence[int], drop_rate: float) -> nn.Sequential:

@@ -232,6 +232,16 @@ def test_inception_has_the_papers_5x5() -> None:
     assert len([m for m in batch.modules() if isinstance(m, nn.BatchNorm2d)]) == 3 + 9 * 6
 
 
+@pytest.mark.parametrize("init", [None, {"kind": "he"}])
+def test_no_class_of_nin_starts_dead(init: Any) -> None:
+    """Its class maps go through ReLU: a class whose map is 0 everywhere gets no gradient and is never predicted."""
+    net: Any = build.build("nin_cifar", num_classes=40, img_size=32, init=init).eval()
+    assert net.pretrained_cfg["classifier"] == ("head.conv", "head.fc")
+    with torch.no_grad():
+        logits = net(torch.randn(2, 3, 32, 32))
+    assert float(logits.min()) > 0.1
+
+
 def test_auxiliary_heads_are_there_in_training_only() -> None:
     torch.manual_seed(0)
     net = timm.create_model("googlenet_2014", num_classes=3)
