@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from comp import config, files, predictions
+from comp import config, files, predictions, yamls
 from comp.data import archive, crc32c, folds, manifest, pixels, sources, tfrecord
 from comp.ensembling import importing, ledger, submission, table
 from comp.ensembling.truth import Truth, truth_of
@@ -127,7 +127,7 @@ def _json(rng: random.Random, sample: bytes) -> bytes:
 
 
 def _yaml(rng: random.Random, sample: bytes) -> bytes:
-    return json.dumps(odd(rng, config.parse_yaml(sample.decode(), "sample"))).encode()
+    return json.dumps(odd(rng, yamls.parse_yaml(sample.decode(), "sample"))).encode()
 
 
 def _shard(rng: random.Random, sample: bytes) -> bytes:
@@ -282,7 +282,7 @@ def kinds(folder: Path) -> list[Kind]:
     add("ensemble.yaml", home / "configs/ensembles/all.yaml", lambda: config.load_ensemble(home, "all"), build=_yaml)
     words = folder / "words"
     setting = b"optim.lr=0.1", b"image.scale=[16, 32]", b"data.classes=[a, b]", b"model.args={a: 1}"
-    add("setting", words, lambda: config.parse_overrides([words.read_bytes().decode(errors="replace")]), *setting)
+    add("setting", words, lambda: yamls.parse_overrides([words.read_bytes().decode(errors="replace")]), *setting)
     add("folds.csv", folds_file, lambda: folds.load(folds_file, dataset, data))
     add("manifest.csv", where / "manifest.csv", lambda: _dataset(where))
     add("dataset.json", where / "dataset.json", lambda: _dataset(where), build=_json)
