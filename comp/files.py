@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import socket
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -188,6 +189,26 @@ def digest_rows(rows: Iterable[Sequence[object]]) -> str:
     """SHA-256 over the sorted rows, each as JSON; independent of row order."""
     lines = sorted(json.dumps([str(field) for field in row], ensure_ascii=False) for row in rows)
     return digest_bytes("\n".join(lines).encode())
+
+
+def check_zip(file: Path | BinaryIO, most: int, *, checksums: bool = True) -> None:
+    """Look a zip over before anything in it is used.
+
+    Args:
+        file: The zip.
+        most: Bytes its members may claim together; an uncompressed zip cannot hold more than its own size.
+        checksums: Compare every member's checksum too.
+
+    Raises:
+        zipfile.BadZipFile: It claims more, a member is damaged, or a comment hides one.
+    """
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        if sum(member.file_size for member in members) > most:
+            raise zipfile.BadZipFile("claims to hold more than it can")
+        # A rotten length makes a comment swallow the member after it.
+        if any(member.comment for member in members) or (checksums and archive.testzip()):
+            raise zipfile.BadZipFile("is damaged")
 
 
 def need_space(folder: Path, wanted: int, what: str) -> None:

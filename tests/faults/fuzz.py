@@ -248,6 +248,7 @@ def kinds(folder: Path) -> list[Kind]:
     import torch
 
     from comp.nets import store
+    from comp.nets.build import read_weights
     from comp.training import checkpoint
 
     home = folder / "home"
@@ -324,6 +325,10 @@ def kinds(folder: Path) -> list[Kind]:
     description = store.describe(run, classes=("x", "y"), mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
     store.save_model(model, net.state_dict(), description)
     add("model", model, lambda: store.load_model(model), build=_model)
+
+    weights = folder / "weights.pth"
+    torch.save(net.state_dict(), weights)
+    add("weights", weights, lambda: read_weights(weights), build=_checkpoint)
 
     box = raw / "images.zip"
     with zipfile.ZipFile(box, "w") as out:
