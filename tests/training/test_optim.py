@@ -124,3 +124,23 @@ def test_names_are_timms() -> None:
 def test_an_unknown_name_gets_the_nearest() -> None:
     with pytest.raises(CompError, match=r"optim.name = adamv: there is no such optimizer; did you mean 'adam"):
         optim.check_optimizer("adamv")
+
+
+@pytest.mark.parametrize("name", sorted(optim.FUSED))
+def test_the_fused_form_takes_the_same_steps(name: str) -> None:
+    """Against the optimizer of torch's own that walks operation by operation."""
+    from timm.optim import create_optimizer_v2
+
+    weights = [torch.nn.Parameter(torch.linspace(-1, 1, 12).reshape(3, 4)) for _ in range(2)]
+    section = config.Optim(name=name, lr=0.1, weight_decay=0.01)
+    ours = optim.create([{"params": [weights[0]], "lr": 0.1, "weight_decay": 0.01}], section)
+    plain = create_optimizer_v2(
+        [weights[1]], opt={"sgd": "momentum"}.get(name, name), lr=0.1, weight_decay=0.01, momentum=0.9, foreach=False
+    )
+    assert ours.param_groups[0]["fused"]
+    for step in range(3):
+        for weight in weights:
+            weight.grad = torch.cos(torch.arange(12.0).reshape(3, 4) + step)
+        ours.step()
+        plain.step()
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-6, atol=1e-7)
