@@ -6,9 +6,13 @@ import argparse
 import importlib
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 from comp.errors import CompError, Exit, did_you_mean
@@ -215,14 +219,18 @@ def main(words: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if words is None else words)
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     try:
-        _run(words)
+        with _listening():
+            _run(words)
         sys.stdout.flush()
     except CompError as error:
         _leave(error, error.code, words)
+    except _Signal as error:
+        name = signal.Signals(error.number).name
+        line = f"comp {' '.join(words[:1])}: stopped by {name}; the same command goes on"
+        _leave(error, 128 + error.number, words, line)
     except KeyboardInterrupt as error:
         _leave(error, Exit.INTERRUPT, words, "interrupted; the same command goes on")
     except BrokenPipeError as error:
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 (the interpreter flushes it on its way out)
         _leave(error, Exit.SYSTEM, words, "stdout: was closed while there was more to print; keep it open")
     except MemoryError as error:
         _leave(error, Exit.SYSTEM, words, "memory: not enough; use a smaller batch or fewer workers")
@@ -235,11 +243,54 @@ def main(words: Sequence[str] | None = None) -> None:
         _leave(error, 1, words, " ".join(what.split()))
 
 
+class _Signal(BaseException):
+    """A signal that came while nothing was to be saved."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+
+@contextmanager
+def _listening() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into an exception; training and predicting listen in their own way while they run.
+
+    A SIGHUP that is ignored stays ignored: the command was started with nohup.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise _Signal(number)
+
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _drain_stdout() -> None:
+    """Send what cannot be printed nowhere: the interpreter flushes stdout on its way out, and would end with 120."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            nowhere, stdout = os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+            if nowhere != stdout:
+                os.dup2(nowhere, stdout)
+                os.close(nowhere)
+
+
 def _leave(error: BaseException, code: int, words: Sequence[str], line: str = "") -> None:
     if "--debug" in words:
         import traceback
 
         traceback.print_exception(error)
+    _drain_stdout()
     try:
         print(f"error: {line or error}", file=sys.stderr, flush=True)
     except OSError:

@@ -180,7 +180,9 @@ def _forwarding(children: Sequence[_Child]) -> Iterator[list[int]]:
             if child.code() is None:
                 child.process.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in _SIGNALS}
+    hung_up = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN  # else the command was started with nohup
+    numbers = [number for number in _SIGNALS if number != signal.SIGHUP or hung_up]
+    before = {number: signal.signal(number, forward) for number in numbers}
     try:
         yield sent
     finally:

@@ -57,7 +57,10 @@ class Stopping:
 
     @contextmanager
     def listening(self) -> Iterator[Stopping]:
-        """Turn the three signals into a wish while the block runs; a second SIGINT interrupts at once."""
+        """Turn the three signals into a wish while the block runs; a second SIGINT interrupts at once.
+
+        A SIGHUP that is ignored stays ignored: the command was started with nohup.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield self  # only the main thread may set handlers; a notebook's thread keeps its own
             return
@@ -67,7 +70,9 @@ class Stopping:
                 raise KeyboardInterrupt
             self.code = _SIGNALS[signal.Signals(number)]
 
-        before = {number: signal.signal(number, wish) for number in _SIGNALS}
+        hung_up = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+        numbers = [number for number in _SIGNALS if number != signal.SIGHUP or hung_up]
+        before = {number: signal.signal(number, wish) for number in numbers}
         try:
             yield self
         finally:
