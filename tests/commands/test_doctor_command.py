@@ -33,7 +33,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_it_prints_figures_and_a_verdict(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report = doctor("small", data="tiny", settings=["time_limit=20"])
+    report = doctor("small", data="tiny", settings=["time_limit=300"])
     out = capsys.readouterr().out
     assert "scale through depth: fine" in out
     assert "one batch, as configured" in out
@@ -46,7 +46,7 @@ def test_it_prints_figures_and_a_verdict(home: Path, capsys: pytest.CaptureFixtu
 
 
 def test_the_budget_is_kept_and_what_is_left_out_is_said(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report = doctor("small", data="tiny", settings=["time_limit=0.01"])
+    report = doctor("small", data="tiny", settings=["time_limit=1e-6"])
     assert report.overfit is None
     assert "left out: learning one batch by heart" in capsys.readouterr().out
 
@@ -59,7 +59,7 @@ def test_a_run_is_examined_with_its_own_config(home: Path, capsys: pytest.Captur
     fold = runs.Run(home, "tiny", "mine").fold(0)
     fold.path.mkdir(parents=True)
     fold.config_file.write_text(config.dump(made))
-    doctor("mine", data="tiny", settings=["time_limit=0.01"])
+    doctor("mine", data="tiny", settings=["time_limit=1e-6"])
     assert "the config of run mine on tiny at 32 pixels, sgd 0.0123" in capsys.readouterr().out
 
 
