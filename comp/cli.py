@@ -218,6 +218,9 @@ def main(words: Sequence[str] | None = None) -> None:
     """Run one command and leave with its exit code; every error is one line on stderr, the last."""
     words = list(sys.argv[1:] if words is None else words)
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    if sys.stdout is None or sys.stderr is None:  # closed by the shell: files would be opened in their place
+        what = "stdout: is closed; send it to /dev/null if nobody shall read it"
+        _leave(OSError(what), Exit.SYSTEM, words, what)
     try:
         with _listening():
             _run(words)
@@ -277,9 +280,10 @@ def _drain_stdout() -> None:
     """Send what cannot be printed nowhere: the interpreter flushes stdout on its way out, and would end with 120."""
     try:
         sys.stdout.flush()
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):
         with suppress(OSError, ValueError):
-            nowhere, stdout = os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+            stdout = sys.stdout.fileno() if sys.stdout else 1
+            nowhere = os.open(os.devnull, os.O_WRONLY)
             if nowhere != stdout:
                 os.dup2(nowhere, stdout)
                 os.close(nowhere)

@@ -123,6 +123,7 @@ def trial(
 
 def series(
     server: Server,
+    prepared: tuple[Path, dict[str, bytes]],
     folder: Path,
     single: int,
     chain: int,
@@ -133,6 +134,7 @@ def series(
 
     Args:
         server: Starts the commands.
+        prepared: From `prepare`.
         folder: Where to work.
         single: Kills that must land (a command may end before its kill comes); 0, 2 and 4 workers in turn.
         chain: Kills of the last run; its number of workers changes in between.
@@ -140,7 +142,7 @@ def series(
         report: Called after each trial.
     """
     rng, tally = random.Random(seed), Tally()
-    home, wanted = prepare(server, folder)
+    home, wanted = prepared
     while tally.landed.total() < single:
         number = tally.trials
         trial(server, home, wanted, folder, tally, f"single {number}", 1, [(0, 2, 4)[number % 3]], rng)

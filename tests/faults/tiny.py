@@ -7,9 +7,11 @@ server uses one thread, so that nothing but the forking thread is lost in the ch
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import mmap
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -120,17 +122,19 @@ class Server:
         assert line, "the server ended"
         return json.loads(line)
 
-    def run(self, home: Path, words: Sequence[str], kill: Callable[[int], None] | None = None) -> Ended:
+    def run(self, home: Path, words: Sequence[str], kill: Callable[[int], None] | None = None, **trouble: Any) -> Ended:
         """Run one command to its end.
 
         Args:
             home: The project.
             words: What stands after `comp`.
             kill: Called with the process id once it runs; it may kill it.
+            **trouble: What the process is given to cope with, see `_trouble`.
         """
         assert self.process.stdin
         self.phase[0] = 0
-        self.process.stdin.write(json.dumps({"home": str(home), "words": list(words)}) + "\n")
+        request = {"home": str(home), "words": list(words), "trouble": trouble}
+        self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         pid = self._read()
         if kill:
@@ -172,6 +176,38 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+def _trouble(
+    signal_in: tuple[str, int] | None = None,
+    limits: dict[str, int] | None = None,
+    reader_gone: bool = False,
+    powerless: bool = False,
+) -> None:
+    """Make life hard for this process.
+
+    Args:
+        signal_in: A phase and the signal the process gets when it first enters it.
+        limits: Of the resource module, without `RLIMIT_`.
+        reader_gone: Whether stdout is a pipe that nobody reads.
+        powerless: Give up root's power to write where the modes forbid it.
+    """
+    if signal_in:
+        _ORDERS[PHASES.index(signal_in[0])] = signal_in[1]
+    for name, value in (limits or {}).items():
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
+    if reader_gone:
+        reading, writing = os.pipe()
+        os.dup2(writing, 1)
+        os.close(writing)
+        os.close(reading)
+    if powerless and os.geteuid() == 0:
+        # capset(2): version 3 of the header, this process; no effective, permitted or inheritable capabilities.
+        header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+        assert ctypes.CDLL(None, use_errno=True).capset(header, none) == 0
+
+
+_ORDERS: dict[int, int] = {}
+
+
 def _mark_phases(phase: mmap.mmap) -> None:
     """Make the functions that do the work say which phase the process is in."""
     from comp import files
@@ -184,6 +220,8 @@ def _mark_phases(phase: mmap.mmap) -> None:
 
         def outer(*args: Any, **kwargs: Any) -> Any:
             before, phase[0] = phase[0], number
+            if number in _ORDERS:
+                os.kill(os.getpid(), _ORDERS.pop(number))
             try:
                 return inner(*args, **kwargs)
             finally:
@@ -227,6 +265,7 @@ def serve(marker: Path, output: Path) -> None:
             os.dup2(target, 1)
             os.dup2(target, 2)
             code = 0
+            _trouble(**request["trouble"])
             try:
                 cli.main(request["words"])
             except SystemExit as end:
@@ -236,7 +275,8 @@ def serve(marker: Path, output: Path) -> None:
 
                 traceback.print_exc()
                 code = 99
-            sys.stdout.flush()
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
             os._exit(code)
         print(pid, flush=True)
         _, status = os.waitpid(pid, 0)
