@@ -125,14 +125,14 @@ GUARDS = (
         "comp/training/step.py",
         "        if found:\n            epoch, step, lr, rows = min(found)\n",
         "        if False:\n            epoch, step, lr, rows = min(found)\n",
-        "tests/training/test_train.py",
+        "tests/training/test_train.py::test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state",
     ),
     Guard(
         "NaN stop: weights whose losses nobody has seen are not saved",
         "comp/training/loop.py",
         "    trainee.check_finite(run.dataset.ids, run.fold, now=True)\n    position.sums",
         "    position.sums",
-        "tests/training/test_train.py",
+        "tests/training/test_train.py::test_a_loss_nobody_has_looked_at_yet_is_not_saved",
     ),
     Guard(
         "lock: one process trains a fold",
