@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SECONDS = 120.0  # of probes, where time_limit does not say otherwise
 THUMBNAILS = 600  # photos that the labels are checked on
+LEAST_THUMBNAILS = 32  # read whatever the clock says: of fewer nothing can be told
 THUMBNAIL = 8  # their width and height, pixels
 BATCH = 24  # photos of a batch, rounded up to a multiple of the classes
 BATCHES = 4
@@ -120,7 +121,7 @@ def _labels(dataset: Dataset, rows: NDArray[np.int64], labels: NDArray[np.int64]
     for row in np.random.default_rng(0).permutation(rows)[:THUMBNAILS].tolist():
         thumbnails.append(resize(reader.pixels(row), THUMBNAIL, THUMBNAIL).reshape(-1))
         chosen.append(row)
-        if time.monotonic() > until:
+        if len(chosen) >= LEAST_THUMBNAILS and time.monotonic() > until:
             break
     return label_probe(np.stack(thumbnails), labels[chosen], len(dataset.classes))
 

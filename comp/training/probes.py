@@ -199,7 +199,7 @@ def label_probe(thumbnails: NDArray[Any], labels: NDArray[np.int64], classes: in
     x = thumbnails.astype(np.float64)
     x = (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-9)
     kernel = x @ x.T / x.shape[1]
-    hat = np.linalg.solve(kernel + 0.3 * np.trace(kernel) / len(x) * np.eye(len(x)), kernel).T
+    hat = np.linalg.solve(kernel + (0.3 * np.trace(kernel) / len(x) + 1e-9) * np.eye(len(x)), kernel).T
     loo = (hat - np.diag(np.diag(hat))) / (1 - np.diag(hat))[:, None]
     present = np.flatnonzero(counts)
 

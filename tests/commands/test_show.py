@@ -62,7 +62,7 @@ def test_show_writes_the_first_batch_as_training_augments_it(home: Path, capsys:
     [
         ("batch.jpg", [], "--out batch.jpg: the picture is a PNG; write e.g. --out batch.png"),
         ("batch.png", ["augment=[plian]"], "augment: there is no part 'plian'; did you mean 'plain'?"),
-        ("batch.png", ["image.scale=[20,30]"], "a shorter side of 20 pixels has no crop of 24"),
+        ("batch.png", ["image.scale=[20,30]"], "scale [20, 30] begins below the crop of 24"),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(home: Path, out: str, settings: list[str], words: str) -> None:
