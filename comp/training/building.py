@@ -87,11 +87,15 @@ def make_accelerator(config: RunConfig, folder: Path) -> Accelerator:
     """
     from accelerate import Accelerator, PartialState
     from accelerate.state import AcceleratorState, GradientState
-    from accelerate.utils import DistributedDataParallelKwargs
+    from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="OMP_NUM_THREADS")  # said by our launcher
-        state = PartialState(timeout=timedelta(seconds=config.hang_limit))
+        # Without `cpu` Accelerate joins processes that have no GPU, but takes each for the only one: none of their
+        # gradients would be averaged.
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or (several and not torch.cuda.is_available())
+        state = PartialState(cpu=cpu, timeout=timedelta(seconds=config.hang_limit))
     if state.device.type == "cpu" and (gpus := gpu_count()):
         terminal.warn(f"{gpus} GPU(s) are there, but torch cannot use them ({_why_no_gpu()}): training on the CPU")
     # A notebook may train one run after another, with other precisions: what Accelerate shares is begun anew.

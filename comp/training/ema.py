@@ -29,7 +29,13 @@ class Average:
     def __init__(self, network: nn.Module, decay: float):
         self.decay, self.updates = decay, 0
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        # The tensors of both stay the same objects for the whole run, so they are looked up once.
+        self.follow(network)
+
+    def follow(self, network: nn.Module) -> None:
+        """Look the tensors of both up, once for many steps; again when the network was wrapped for several processes.
+
+        The wrapper gives the parameters other memory: what was looked up before stands still from then on.
+        """
         pairs = list(zip(_tensors(self.network), _tensors(network), strict=True))
         self._floats = [pair for pair in pairs if pair[0].is_floating_point()]
         self._others = [pair for pair in pairs if not pair[0].is_floating_point()]
@@ -45,4 +51,4 @@ class Average:
 
 
 def _tensors(network: nn.Module) -> list[Tensor]:
-    return [*(parameter.data for parameter in network.parameters()), *network.buffers()]
+    return [*network.parameters(), *network.buffers()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,7 +108,11 @@ def set_phase(run: Fit) -> None:
     if run.frozen is not None:
         terminal.say(f"epoch {run.position.epoch + 1}: everything trains from here on")
     freeze(trainee.network, section.freeze if frozen else "none")
-    trainee.model = trainee.accelerator.prepare_model(trainee.network)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # Accelerate knows no other name
+        trainee.model = trainee.accelerator.prepare_model(trainee.network)
+    if trainee.average:
+        trainee.average.follow(trainee.network)
     run.frozen = frozen
 
 

@@ -31,6 +31,8 @@ plain = step.Trainee.forward_backward
 seen = []
 
 def forward_backward(self, pixels, labels, micro):
+    global trainee
+    trainee = self
     seen.append([micro.epoch, micro.step, [key[0] for key in micro.keys[:micro.counted]]])
     loss, right = plain(self, pixels, labels, micro)
     if fault == "nan" and rank == "1" and (micro.epoch, micro.step) == (1, 1):
@@ -53,6 +55,8 @@ except CompError as error:
     sys.exit(int(error.code))
 finally:
     Path({out!r} + rank).write_text(json.dumps(seen))
+    weights = [[p.double().sum().item() for p in each.parameters()] for each in (trainee.network, trainee.weights)]
+    Path({weights!r} + rank).write_text(json.dumps(weights))
 """
 
 
@@ -64,7 +68,9 @@ def run(tiny: Tiny, procs: int, fault: str = "", **over: Any) -> tuple[Any, list
     fold.path.mkdir(parents=True)
     arguments = fold.path / "arguments"
     arguments.write_bytes(pickle.dumps(tiny.arguments(fold, **over)))
-    code = CHILD.format(arguments=str(arguments), out=str(fold.path / "seen"), fault=fault)
+    code = CHILD.format(
+        arguments=str(arguments), out=str(fold.path / "seen"), weights=str(fold.path / "weights"), fault=fault
+    )
     try:
         if procs > 1:
             launch.start(procs, [code], (sys.executable, "-c"))
@@ -100,6 +106,29 @@ def test_two_processes_see_the_images_of_one_in_its_order(tiny: Tiny) -> None:
     assert a.ids.tolist() == b.ids.tolist()
     rates = [[row.split(",")[-1] for row in fold.log.read_text().splitlines()] for fold in (one, two)]
     assert rates[0] == rates[1]
+
+
+def test_two_processes_train_one_network_which_is_that_of_one_process(tiny: Tiny) -> None:
+    """A network without BatchNorm, whose statistics are those of each process's share."""
+    settings = {
+        "model": {"name": "test_vit", "pretrained": False},
+        "optim": {"name": "sgd", "lr": 0.05},
+        "loss": {"label_smoothing": 0.0},
+        "micro_batch": 3,
+        "ema": 0.5,
+        "best_by": "val_loss",
+    }
+    folds = [run(tiny, procs, **settings)[0] for procs in (1, 2)]
+    one, first, second = (
+        json.loads((folds[procs - 1].path / f"weights{rank}").read_text()) for procs, rank in ((1, 0), (2, 0), (2, 1))
+    )
+    assert first == second
+    assert first[0] != first[1]  # the average lags behind
+    for a, b in zip(one, first, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    losses = [[float(row.split(",")[3]) for row in fold.log.read_text().splitlines()[1:]] for fold in folds]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    assert losses[0][0] > losses[0][-1]
 
 
 def test_more_processes_than_a_batch_has_images(tiny: Tiny) -> None:
