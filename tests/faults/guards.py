@@ -149,6 +149,20 @@ GUARDS = (
         "tests/test_files.py::test_a_second_holder_is_told_who_holds_it_and_a_dead_one_holds_nothing",
     ),
     Guard(
+        "several processes: their gradients are averaged",
+        "comp/training/building.py",
+        "PartialState(cpu=cpu, timeout",
+        "PartialState(timeout",
+        "tests/training/test_several.py::test_two_processes_train_one_network_which_is_that_of_one_process",
+    ),
+    Guard(
+        "several processes: the moving average follows the wrapped network",
+        "comp/training/loop.py",
+        "        trainee.average.follow(trainee.network)\n",
+        "        pass\n",
+        "tests/training/test_several.py::test_two_processes_train_one_network_which_is_that_of_one_process",
+    ),
+    Guard(
         "no code runs from a checkpoint",
         "comp/training/checkpoint.py",
         "weights_only=True",
