@@ -29,13 +29,8 @@ class Average:
     def __init__(self, network: nn.Module, decay: float):
         self.decay, self.updates = decay, 0
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self.follow(network)
-
-    def follow(self, network: nn.Module) -> None:
-        """Look the tensors of both up, once for many steps; again when the network was wrapped for several processes.
-
-        The wrapper gives the parameters other memory: what was looked up before stands still from then on.
-        """
+        # The tensors of both stay the same objects for the whole run, so they are looked up once. Their memory does
+        # not: wrapped for several processes a parameter has other memory, and its `.data` from before stands still.
         pairs = list(zip(_tensors(self.network), _tensors(network), strict=True))
         self._floats = [pair for pair in pairs if pair[0].is_floating_point()]
         self._others = [pair for pair in pairs if not pair[0].is_floating_point()]

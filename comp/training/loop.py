@@ -111,8 +111,6 @@ def set_phase(run: Fit) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # Accelerate knows no other name
         trainee.model = trainee.accelerator.prepare_model(trainee.network)
-    if trainee.average:
-        trainee.average.follow(trainee.network)
     run.frozen = frozen
 
 

@@ -18,4 +18,5 @@ def test_killed_runs_give_the_same_bytes(
     tally = kills.series(server, prepared, tmp_path, single=8, chain=8)
     assert tally.trials >= 9
     assert sum(tally.landed.values()) >= 8
+    assert tally.longest >= 6  # a kill of the chain may come when the run is done
     assert not tally.different
