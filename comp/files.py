@@ -100,12 +100,17 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV whole with the standard library's dialect and `\\n` line ends."""
+    """Write a CSV whole, see `csv_text`."""
+    write_text(path, csv_text(header, rows))
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A CSV with the standard library's dialect and `\\n` line ends."""
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    write_text(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def read_bytes(path: Path, code: Exit = Exit.FILE) -> bytes:

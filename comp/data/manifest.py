@@ -181,6 +181,7 @@ def prepare(data: DataConfig, home: Path) -> Dataset:
         (e.image_id, "" if e.label < 0 else e.label, e.split, e.file, e.offset, e.length, s.width, s.height, s.sha1)
         for e, s in zip(entries, looks, strict=True)
     ]
+    text = files.csv_text(COLUMNS, rows)
     where = folder(home, data)
     about = {
         "format": FORMAT,
@@ -198,9 +199,15 @@ def prepare(data: DataConfig, home: Path) -> Dataset:
         "leaks": [list(pair) for pair in leaks],
         "report": _report(listing, looks, leaks, mean, std),
         "files": {name: _stamp(listing.root / name) for name in sorted({entry.file for entry in entries})},
+        "manifest": files.digest_bytes(text.encode()),
     }
-    files.write_csv(where / "manifest.csv", COLUMNS, rows)
+    # The manifest comes last, and an older one goes first: where it is, all of it is there.
+    try:
+        (where / "manifest.csv").unlink(missing_ok=True)
+    except OSError as error:
+        raise files.system_error(where / "manifest.csv", error) from error
     files.write_json(where / "dataset.json", about)
+    files.write_text(where / "manifest.csv", text)
     return load(where)
 
 
@@ -322,6 +329,7 @@ def load(where: Path) -> Dataset:
     again = "run `comp data` again"
     about = files.read_json(where / "dataset.json", Exit.DATA)
     header, rows = files.read_csv(where / "manifest.csv", COLUMNS, Exit.DATA)
+    digest = files.digest_file(where / "manifest.csv")
     try:
         if about["format"] != FORMAT:
             raise CompError(where / "dataset.json", f"has format {about['format']}, not {FORMAT}", again, Exit.DATA)
@@ -357,10 +365,11 @@ def load(where: Path) -> Dataset:
             settings=dict(about["settings"]),
             report=tuple((str(a), str(b), str(c)) for a, b, c in about["report"]),
         )
+        changed = about["manifest"] != digest
         stamps = {str(name): [int(size), int(time)] for name, (size, time) in about["files"].items()}
     except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError):
         raise CompError(where, "the manifest is damaged", again, Exit.DATA) from None
-    if files.digest_rows(zip(ids, dataset.labels, splits, strict=True)) != dataset.data_digest:
+    if changed or files.digest_rows(zip(ids, dataset.labels, splits, strict=True)) != dataset.data_digest:
         raise CompError(where / "manifest.csv", "is not the one dataset.json belongs to", again, Exit.DATA)
     for name, stamp in stamps.items():
         try:

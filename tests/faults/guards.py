@@ -149,6 +149,20 @@ GUARDS = (
         "tests/test_files.py::test_a_second_holder_is_told_who_holds_it_and_a_dead_one_holds_nothing",
     ),
     Guard(
+        "the manifest is there only when all that belongs to it is",
+        "comp/data/manifest.py",
+        '    files.write_json(where / "dataset.json", about)\n    files.write_text(where / "manifest.csv", text)\n',
+        '    files.write_text(where / "manifest.csv", text)\n    files.write_json(where / "dataset.json", about)\n',
+        "tests/faults/test_kills.py::test_reading_the_data_killed_before_each_of_its_saves",
+    ),
+    Guard(
+        "digests: a manifest that was changed is refused",
+        "comp/data/manifest.py",
+        "    if changed or files.digest_rows",
+        "    if files.digest_rows",
+        "tests/faults/test_fuzz.py::test_no_flipped_bit_of_a_manifest_passes",
+    ),
+    Guard(
         "several processes: their gradients are averaged",
         "comp/training/building.py",
         "PartialState(cpu=cpu, timeout",

@@ -99,3 +99,15 @@ def test_no_flipped_bit_of_a_prediction_file_passes(tmp_path: Path) -> None:
             refused += error.code is Exit.FILE
         data[bit // 8] ^= 1 << bit % 8
     assert refused > 192
+
+
+def test_no_flipped_bit_of_a_manifest_passes(tmp_path: Path) -> None:
+    """An offset that is another number answers one photo with the bytes of another."""
+    kind = next(kind for kind in fuzz.kinds(tmp_path) if kind.name == "manifest.csv")
+    data = bytearray(kind.samples[0])
+    for bit in range(0, len(data) * 8, 37):
+        data[bit // 8] ^= 1 << bit % 8
+        kind.path.write_bytes(data)
+        with pytest.raises(CompError):
+            kind.read()
+        data[bit // 8] ^= 1 << bit % 8

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 
-from tests.faults import kills
+from tests.faults import kills, tiny
 from tests.faults.tiny import Server
 
 
@@ -20,3 +21,31 @@ def test_killed_runs_give_the_same_bytes(
     assert sum(tally.landed.values()) >= 8
     assert tally.longest >= 6  # a kill of the chain may come when the run is done
     assert not tally.different
+
+
+@pytest.mark.slow
+def test_reading_the_data_killed_before_each_of_its_saves(server: Server, tmp_path: Path) -> None:
+    """Shards are drawn, looked at, listed and split; the same command goes on wherever it was."""
+    words = ["folds", "--data", "tiny"]
+
+    def made(home: Path) -> dict[str, bytes]:
+        wanted = ("folds/tiny.csv", "data/tiny/24/manifest.csv")
+        return {name: (home / name).read_bytes() for name in wanted}
+
+    whole = tiny.make_project(tmp_path / "whole")
+    assert server.run(whole, words).code == 0
+    times = 0
+    while True:
+        times += 1
+        home = tiny.make_project(tmp_path / f"home{times}")
+        if server.run(home, words, signal_in=("saving", signal.SIGKILL, times)).code == 0:
+            break
+        ended = server.run(home, words)
+        assert ended.code == 0, f"killed before save {times}: {ended.output}"
+        assert made(home) == made(whole)
+        # The same where all is there already and `comp data` reads it again.
+        again = server.run(home, ["data", "--data", "tiny"], signal_in=("saving", signal.SIGKILL, times)).code
+        ended = server.run(home, words)
+        assert ended.code == 0, f"read again, ended with {again} at save {times}: {ended.output}"
+        assert made(home) == made(whole)
+    assert times > 6

@@ -177,7 +177,7 @@ def _kill(pid: int) -> None:
 
 
 def _trouble(
-    signal_in: tuple[str, int] | None = None,
+    signal_in: tuple[str, int] | tuple[str, int, int] | None = None,
     limits: dict[str, int] | None = None,
     reader_gone: bool = False,
     powerless: bool = False,
@@ -185,13 +185,14 @@ def _trouble(
     """Make life hard for this process.
 
     Args:
-        signal_in: A phase and the signal the process gets when it first enters it.
+        signal_in: A phase, the signal the process gets when it enters it, and for the which time (the first).
         limits: Of the resource module, without `RLIMIT_`.
         reader_gone: Whether stdout is a pipe that nobody reads.
         powerless: Give up root's power to write where the modes forbid it.
     """
     if signal_in:
-        _ORDERS[PHASES.index(signal_in[0])] = signal_in[1]
+        phase, number, *times = signal_in
+        _ORDERS[PHASES.index(phase)] = (number, times[0] if times else 1)
     for name, value in (limits or {}).items():
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
     if reader_gone:
@@ -205,7 +206,7 @@ def _trouble(
         assert ctypes.CDLL(None, use_errno=True).capset(header, none) == 0
 
 
-_ORDERS: dict[int, int] = {}
+_ORDERS: dict[int, tuple[int, int]] = {}  # phase: the signal, and how many times it is still to be entered
 
 
 def _mark_phases(phase: mmap.mmap) -> None:
@@ -221,7 +222,10 @@ def _mark_phases(phase: mmap.mmap) -> None:
         def outer(*args: Any, **kwargs: Any) -> Any:
             before, phase[0] = phase[0], number
             if number in _ORDERS:
-                os.kill(os.getpid(), _ORDERS.pop(number))
+                which, times = _ORDERS[number]
+                _ORDERS[number] = (which, times - 1)
+                if times == 1:
+                    os.kill(os.getpid(), which)
             try:
                 return inner(*args, **kwargs)
             finally:
