@@ -43,7 +43,9 @@ def test_reading_the_data_killed_before_each_of_its_saves(server: Server, tmp_pa
         ended = server.run(home, words)
         assert ended.code == 0, f"killed before save {times}: {ended.output}"
         assert made(home) == made(whole)
-        # The same where all is there already and `comp data` reads it again.
+        if times > 3:
+            continue
+        # The same where all is there already and `comp data` reads it again, which saves two files.
         again = server.run(home, ["data", "--data", "tiny"], signal_in=("saving", signal.SIGKILL, times)).code
         ended = server.run(home, words)
         assert ended.code == 0, f"read again, ended with {again} at save {times}: {ended.output}"
