@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from comp.config import DataConfig
 
 
+WORTH_SAYING = 10.0  # seconds; what is shorter is over before it is read
+
+
 def predict(
     runs: Sequence[str] = (),
     *,
@@ -76,6 +79,7 @@ def _predict(
     from comp.training.processes import Team
     from comp.training.stopping import Asked, Stopping
 
+    said: set[str] = set()  # runs whose cost was said: it is the same for all their folds
     with Stopping().listening() as stopping:
         for fold, missing in todo:
             run = fold.config()
@@ -99,10 +103,15 @@ def _predict(
                     )
                     image = stored.image
                     shape = cost.aspect(dataset.widths, dataset.heights)
-                    terminal.say(f"{fold} {split}: {cost.cost_line(spec, image.crop, image.test_size, shape, total)}")
+                    if fold.run.name not in said:
+                        said.add(fold.run.name)
+                        terminal.say(
+                            f"{fold} {split}: {cost.cost_line(spec, image.crop, image.test_size, shape, total)}"
+                        )
 
                     def estimate(seconds: float, what: str = f"{fold} {split}") -> None:
-                        terminal.say(f"{what}: about {cost.duration(seconds)}")
+                        if seconds > WORTH_SAYING:
+                            terminal.say(f"{what}: about {cost.duration(seconds)}")
 
                     try:
                         with team.together(fold), terminal.progress(f"{fold} {split}", total) as advance:
