@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,14 +36,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def petals(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def petals(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """A copy of it with two drawn runs."""
     home = tmp_path / "home"
     shutil.copytree(prepared, home)
     monkeypatch.setenv("COMP_HOME", str(home))
     monkeypatch.chdir(home)
     _, _, _, truth = truths.of_set("petals")
-    yield World(home, truth, _labels(home, truth.test_ids))
+    return World(home, truth, _labels(home, truth.test_ids))
 
 
 def _labels(home: Path, ids: tuple[str, ...]) -> np.ndarray:
@@ -67,7 +66,13 @@ def test_submit_and_verify(petals: World, capsys: pytest.CaptureFixture[str]) ->
     assert f"test: macro_f1 {score:.4f}" in said
     cli.main(["verify", "submissions/petals/mine.csv"])
     assert "the same bytes again from 20 prediction files of 2 member(s)" in capsys.readouterr().out
-    for verb in (["scores"], ["explain", "submissions/petals/mine.csv"], ["compare", "a", "b"], ["autopsy"], ["ledger"]):
+    for verb in (
+        ["scores"],
+        ["explain", "submissions/petals/mine.csv"],
+        ["compare", "a", "b"],
+        ["autopsy"],
+        ["ledger"],
+    ):
         cli.main(verb)
 
 
@@ -88,7 +93,12 @@ def test_settings_are_remembered(petals: World) -> None:
 def test_errors_are_one_line(petals: World, capsys: pytest.CaptureFixture[str]) -> None:
     petals.run("a")
     (petals.home / "runs/petals/a/fold1/test.flip.npz").write_bytes(b"torn")
-    for words, code in ((["submit"], 4), (["submit", "b"], 2), (["submit", "--rule", "voet"], 2), (["verify", "x.csv"], 4)):
+    for words, code in (
+        (["submit"], 4),
+        (["submit", "b"], 2),
+        (["submit", "--rule", "voet"], 2),
+        (["verify", "x.csv"], 4),
+    ):
         with pytest.raises(SystemExit) as caught:
             cli.main(words)
         assert caught.value.code == code
@@ -100,7 +110,7 @@ def test_errors_are_one_line(petals: World, capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.slow
 def test_deep_from_real_checkpoints(petals: World) -> None:
-    """A trained fold: its predictions are made by `submit`, checked by `verify --deep`, and other weights are found out."""
+    """A trained fold: `submit` makes its predictions, `verify --deep` checks them, other weights are found out."""
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, "-m", "comp", *words], capture_output=True, text=True, check=False)
