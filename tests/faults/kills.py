@@ -74,8 +74,9 @@ def finish(
             "predict": ("starting", "saving", "predicting", "between"),
             "submit": ("starting", "saving", "submitting", "between"),
         }
+        share = most - most // 5 if words[0] == "train" else most  # leave some for what comes after
         while True:
-            here = next((kill for kill in kills if kill[0] in phases[words[0]]), None) if landed < most else None
+            here = next((kill for kill in kills if kill[0] in phases[words[0]]), None) if landed < share else None
             if here:
                 kills.remove(here)
             extra = settings[starts % len(settings)] if words[0] == "train" else []
@@ -118,6 +119,7 @@ def trial(
     here = shutil.copytree(home, folder / "trial")
     try:
         phases = [rng.choice(PHASES) for _ in range(kills if kills == 1 else 4 * kills)]  # some will miss
+        phases.sort(key=lambda phase: phase == "out-of-fold")  # the training has ended by then
         moments = [(phase, rng.expovariate(haste / LASTS[phase])) for phase in phases]
         before = tally.landed.total()
         finish(server, here, tally, moments, [[f"workers={number}"] for number in workers], kills)
