@@ -7,6 +7,7 @@ one function here and one entry in RULES.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,14 +88,22 @@ def integer_weights(weights: Array | Sequence[float]) -> Ints:
     return whole
 
 
-def _weighted_sum(members: Members, weights: Array, order: Sequence[int], change: Callable[[Floats], Floats]) -> Floats:
-    """Σ_m w_m · change(p_m) in float64, in the given order; members of weight 0 are left out."""
-    total = np.zeros(members[0].shape, dtype=np.float64)
+def _weighted_sum(
+    members: Members, weights: Array, order: Sequence[int], change: Callable[[Floats], Floats], bound: float = 1.0
+) -> Floats:
+    """Σ_m w_m · change(p_m), added up in whole numbers: no order of members can change a bit of it.
+
+    A fixed order alone would not do: two members may hold the same rows at different places, and nothing in their
+    numbers says which comes first. Members of weight 0 are left out; |change(p)| is at most `bound`.
+    """
+    most = bound * math.fsum(float(weight) for weight in weights)
+    scale = 2.0 ** (61 - math.ceil(math.log2(most)))  # 2^61 leaves room for the rounding of each part
+    total = np.zeros(members[0].shape, dtype=np.int64)
     for m in order:
         if weights[m] > 0:
-            part = change(members[m].astype(np.float64))
-            total += part if weights[m] == 1 else part * float(weights[m])
-    return total
+            total += np.rint(change(members[m].astype(np.float64)) * (float(weights[m]) * scale)).astype(np.int64)
+    result: Floats = total / scale
+    return result
 
 
 def _normalised(scores: Floats) -> Floats:
@@ -153,7 +162,13 @@ def mean(members: Members, call: Call) -> Floats:
 
 def gmean(members: Members, call: Call) -> Floats:
     """The (weighted) geometric mean of probabilities, each at least 1e-7, normalised."""
-    logs = _weighted_sum(members, call.weights, call.order, lambda p: np.log(np.maximum(p, PROBABILITY_FLOOR)))
+    logs = _weighted_sum(
+        members,
+        call.weights,
+        call.order,
+        lambda p: np.log(np.maximum(p, PROBABILITY_FLOOR)),
+        -math.log(PROBABILITY_FLOOR),
+    )
     logs /= call.weights.sum()
     return _normalised(np.exp(logs - logs.max(axis=1, keepdims=True)))
 
@@ -161,9 +176,10 @@ def gmean(members: Members, call: Call) -> Floats:
 def power(members: Members, call: Call) -> Floats:
     """The (weighted) power mean (mean of p^k)^(1/k), normalised; k = 1 is `mean`, k → 0 is `gmean`."""
     k = call.parameter
-    return _normalised(
-        (_weighted_sum(members, call.weights, call.order, lambda p: p**k) / call.weights.sum()) ** (1 / k)
-    )
+    # p^k can be too small for whole numbers; sorted by size, the parts are added in one order whatever the members'.
+    parts = [(members[m].astype(np.float64) ** k) * float(call.weights[m]) for m in call.order if call.weights[m] > 0]
+    total = np.sort(np.stack(parts), axis=0).sum(axis=0)
+    return _normalised((total / call.weights.sum()) ** (1 / k))
 
 
 def _double_points(probs: Floats) -> Floats:
@@ -188,7 +204,7 @@ def _double_points(probs: Floats) -> Floats:
 
 def rank(members: Members, call: Call) -> Floats:
     """Borda count: in each row a member gives each class the number of classes it beats (half for equals)."""
-    points = _weighted_sum(members, call.weights, call.order, _double_points)
+    points = _weighted_sum(members, call.weights, call.order, _double_points, 2.0 * members[0].shape[1])
     mean = _normalised(_weighted_sum(members, np.minimum(call.weights, 1), call.order, _identity))
     return _points_then_mean(points, mean, None if call.best is None else members[call.best])
 
