@@ -8,6 +8,7 @@ from typing import Any
 
 from comp import terminal
 from comp.commands.ledger import checked_record
+from comp.ensembling.submission import as_written
 from comp.reporting.score_table import number, paragraph, shortened
 
 
@@ -21,7 +22,13 @@ def explain(file: str) -> dict[str, Any]:
         The record.
     """
     path = Path(file)
-    record = checked_record(path)
+    with as_written(path):
+        record = checked_record(path)
+        _explain(path, record)
+    return record
+
+
+def _explain(path: Path, record: dict[str, Any]) -> None:
     data, code, views = record["data"], record.get("code") or {}, record["views"]
     paragraph(
         f"{path.name}: {record['csv']['rows']:,} rows, sha256 {record['csv']['sha256'][:12]}…, made {record['made']}"
@@ -59,7 +66,6 @@ def explain(file: str) -> dict[str, Any]:
         if listed:
             shown = ", ".join(" = ".join(e) if isinstance(e, list) else e for e in listed[:5])
             paragraph(f"{len(listed)} {what}: {shown}" + (" …" if len(listed) > 5 else ""))
-    return record
 
 
 def _short(digest: str) -> str:

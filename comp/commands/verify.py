@@ -16,6 +16,7 @@ from comp.config import DataConfig
 from comp.data.manifest import Dataset
 from comp.ensembling import memory, table
 from comp.ensembling.members import Member
+from comp.ensembling.submission import as_written
 from comp.ensembling.truth import Truth
 from comp.errors import CompError, Exit
 from comp.reporting.score_table import paragraph
@@ -39,7 +40,13 @@ def verify(file: str, *, deep: bool = False) -> dict[str, Any]:
         CompError: Exit code 4: anything differs; the line says what and where.
     """
     path = Path(file)
-    record = checked_record(path)
+    with as_written(path):
+        record = checked_record(path)
+        _verify(path, record, deep)
+    return record
+
+
+def _verify(path: Path, record: dict[str, Any], deep: bool) -> None:
     home, config, dataset, truth = truths.of_set(record["data"]["name"], record["data"].get("settings", ()))
     form = table.form(
         config.root_path(home) / config.submission.sample, config.submission, truth.classes, truth.test_ids
@@ -59,7 +66,6 @@ def verify(file: str, *, deep: bool = False) -> dict[str, Any]:
         paragraph(f"estimate again: {record['metric']} {remade.estimate:.4f}")
     if deep:
         _deep(home, config, dataset, truth, record, remade.members, path, form)
-    return record
 
 
 def _deep(

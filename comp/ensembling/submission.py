@@ -6,7 +6,8 @@ import datetime
 import hashlib
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -273,3 +274,17 @@ def read_record(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict) or value.get("record") != RECORD or any(key not in value for key in wanted):
         raise CompError(beside, "is not the record of a submission", "make the submission again", Exit.FILE)
     return value
+
+
+@contextmanager
+def as_written(path: Path) -> Iterator[None]:
+    """Say in one line that a record is not as `record` made it, where a part of it is missing or of another kind.
+
+    Args:
+        path: The CSV, or the JSON itself.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        what = f"is not as it was written ({type(error).__name__}: {error})"
+        raise CompError(path.with_suffix(".json"), what, "make the submission again", Exit.FILE) from error

@@ -134,3 +134,18 @@ def test_no_record(drawn: Callable[..., World], text: str) -> None:
     path.with_suffix(".json").unlink()
     with pytest.raises(CompError, match="not found"):
         verify(str(path))
+
+
+@pytest.mark.parametrize("part", ["rule", "views", "members", "csv"])
+def test_a_record_edited_by_hand_is_one_line(drawn: Callable[..., World], part: str) -> None:
+    made = drawn()
+    made.run("a")
+    path = submit(["a"], data=made.truth.data).path
+    beside = path.with_suffix(".json")
+    record = json.loads(beside.read_text())
+    record[part] = {} if part != "members" else [{}]
+    beside.write_text(json.dumps(record))
+    for command in (explain, verify):
+        with pytest.raises(CompError) as caught:
+            command(str(path))
+        assert caught.value.code is Exit.FILE
