@@ -225,6 +225,7 @@ def main(words: Sequence[str] | None = None) -> None:
         with _listening():
             _run(words)
         sys.stdout.flush()
+        _end(Exit.DONE)
     except CompError as error:
         _leave(error, error.code, words)
     except _Signal as error:
@@ -299,7 +300,16 @@ def _leave(error: BaseException, code: int, words: Sequence[str], line: str = ""
         print(f"error: {line or error}", file=sys.stderr, flush=True)
     except OSError:
         os._exit(int(code))  # stderr is gone too; there is nobody to tell
+    _end(code)
     sys.exit(int(code))
+
+
+def _end(code: int) -> None:
+    """End a process that is one of several (comp.launch.leave); any other goes on to its ordinary end."""
+    if "WORLD_SIZE" in os.environ:
+        from comp import launch
+
+        launch.leave(int(code))
 
 
 if __name__ == "__main__":

@@ -225,3 +225,16 @@ def _judge(children: Sequence[_Child], sent: Sequence[int]) -> None:
         what = f"ended with exit code {code}" + (f" ({child.line})" if child.line else "")
         fix = "run it again with --debug"
         raise CompError(f"process {child.rank} of {len(children)}", what, fix, Exit.PROCESS)
+
+
+def leave(code: int) -> None:
+    """End this process if it is one of several; return if it is not.
+
+    Everything is written by then. The interpreter's own way out is not taken: gloo's threads may still run while it
+    takes their objects apart, and would abort a process that has done its work ("terminate called …").
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(code)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import warnings
 from collections.abc import Mapping
@@ -113,18 +112,10 @@ def make_accelerator(config: RunConfig, folder: Path) -> Accelerator:
         project_dir=folder,
         kwargs_handlers=[parallel],
     )
-    if state.num_processes > 1:
-        atexit.register(_leave_the_others)
     if accelerator.device.type == "cuda":
         torch.backends.cudnn.deterministic = True  # a run that goes on must be the same run
         torch.set_float32_matmul_precision("high")
     return accelerator
-
-
-def _leave_the_others() -> None:
-    """End the process group's threads before the interpreter goes: one still running would abort a finished process."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 def _why_no_gpu() -> str:

@@ -133,4 +133,7 @@ def work(folder: Path, procs: int) -> None:
 
 
 if __name__ == "__main__":
+    from comp import launch
+
     work(Path(sys.argv[1]), int(sys.argv[2]))
+    launch.leave(0)

@@ -48,15 +48,18 @@ if fault == "memory" and rank == "1":
             raise torch.OutOfMemoryError("CUDA out of memory")
         return zeros(*size, **rest)
     torch.zeros = small
+code = 0
 try:
     train_fold(*arguments)
 except CompError as error:
     print("error:", error, file=sys.stderr)
-    sys.exit(int(error.code))
+    code = int(error.code)
 finally:
     Path({out!r} + rank).write_text(json.dumps(seen))
     weights = [[p.double().sum().item() for p in each.parameters()] for each in (trainee.network, trainee.weights)]
     Path({weights!r} + rank).write_text(json.dumps(weights))
+launch.leave(code)
+sys.exit(code)
 """
 
 
