@@ -22,8 +22,6 @@ BASE_MAY_LOOK_SIDEWAYS = {0, 1, 5}  # single files, not rooms
 HEAVY = {"torch", "timm", "torchvision", "accelerate", "albumentations"}
 SLOW_TO_IMPORT = {"sklearn", "scipy", "pandas", "cv2", "rich"}
 TORCH_FREE_ROOMS = {"ensembling", "reporting", "cli", "errors", "files", "terminal", *FLOORS[1]}
-# Where the torch-free half names torch all the same: verifying a submission down to its checkpoints (design §3).
-DEEP_VERIFICATION = {"ensembling/deep.py"}
 
 
 def imports(path: Path) -> list[tuple[str, bool]]:
@@ -81,7 +79,7 @@ def test_the_torch_free_half_names_no_torch(project: Path) -> None:
     wrong = []
     for path in sources(project):
         name = path.relative_to(project / "comp").as_posix()
-        if room_of(path, project) not in TORCH_FREE_ROOMS or name in DEEP_VERIFICATION:
+        if room_of(path, project) not in TORCH_FREE_ROOMS:
             continue
         for module, at_top in imports(path):
             top = module.split(".")[0]
@@ -113,9 +111,7 @@ def test_what_an_import_really_loads(project: Path, modules: tuple[str, ...], he
     for module in modules:
         folder = project / "comp" / module
         found = [f"comp.{module}.{path.stem}" for path in folder.glob("[a-z]*.py")] if folder.is_dir() else [module]
-        wanted += [
-            name for name in found if name.replace("comp.", "", 1).replace(".", "/") + ".py" not in DEEP_VERIFICATION
-        ]
+        wanted += found
     code = LIGHT.format(module=", ".join(wanted), heavy=heavy)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=project)
     assert done.returncode == 0, done.stderr

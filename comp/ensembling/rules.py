@@ -1,7 +1,8 @@
 """Voting rules: M members' probabilities (M, N, C) become one prediction (N, C) whose rows sum to 1.
 
 A rule looks at one row at a time and the order of members never matters, to the last bit: members are first put in the
-order of a digest of their content (which itself ignores the order of rows), then summed in float64. Another rule is
+order of a digest of their content (which itself ignores the order of rows), then added up in whole
+numbers. Another rule is
 one function here and one entry in RULES.
 """
 
