@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 FLOORS = [
-    {"errors", "files", "terminal", "yamls"},
+    {"errors", "files", "memory", "terminal", "yamls"},
     {"runs", "predictions", "metrics", "config", "launch"},
     {"data", "nets"},
     {"inference", "ensembling"},

@@ -24,6 +24,7 @@ from comp.inference.cost import aspect
 from comp.inference.fold import inference_copy
 from comp.inference.precision import resolve_precision
 from comp.inference.spec import View, ViewSpec
+from comp.memory import keep_pages
 from comp.terminal import warn
 
 if TYPE_CHECKING:
@@ -33,8 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "evaluate", "resolve_precision"]
 
-# Crops of 224 pixels in one forward pass, per CPU thread and per GPU. More than 10 a thread is slower, since the maps
-# outgrow a core's cache (docs/views.md).
+# Crops of 224 pixels in one forward pass, per CPU thread and per GPU. More than 10 a thread gain nothing (docs/views.md).
 BATCH = {"cpu": 10, "cuda": 256}
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
 
@@ -117,6 +117,8 @@ def evaluate(
         first = str(dataset.ids[rows[bad][0]])
         raise CompError(f"image {first}", "cannot be decoded", "it needs a class prior in its place", Exit.DATA)
     good = rows[~bad]
+    if device.type == "cpu":
+        keep_pages()
     loop = _Loop(network, spec, name, image, mean, std, precision, device, batch, fold)
     mine: dict[str, Any] = {"rows": good[rank::world].tolist(), "error": None}
     try:

@@ -25,6 +25,7 @@ from comp.data.pca import pca_colour
 from comp.errors import CompError, Exit
 from comp.inference.precision import resolve_precision
 from comp.launch import gpu_count
+from comp.memory import keep_pages
 from comp.nets import store
 from comp.nets.build import load_weights, network_mean_std
 from comp.nets.init import grow
@@ -112,6 +113,8 @@ def make_accelerator(config: RunConfig, folder: Path) -> Accelerator:
         project_dir=folder,
         kwargs_handlers=[parallel],
     )
+    if accelerator.device.type == "cpu":
+        keep_pages()
     if accelerator.device.type == "cuda":
         torch.backends.cudnn.deterministic = True  # a run that goes on must be the same run
         torch.set_float32_matmul_precision("high")
