@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "evaluate", "resolve_precision"]
 
-# Crops of 224 pixels in one forward pass, per CPU thread and per GPU. More than 10 a thread gain nothing (docs/views.md).
+# Crops of 224 pixels in one forward pass, per CPU thread and per GPU. More gain nothing on a CPU (docs/views.md).
 BATCH = {"cpu": 10, "cuda": 256}
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
 
