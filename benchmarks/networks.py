@@ -29,6 +29,7 @@ from typing import Any
 
 from comp import config as configs
 from comp import files, runs, terminal, yamls
+from comp.errors import CompError
 
 THREADS = 2
 CACHE = Path("runs") / "benchmarks" / "networks"
@@ -360,4 +361,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except CompError as error:
+        sys.exit(f"error: {error}")

@@ -35,7 +35,9 @@ NAME = arg("--name", default=None, metavar="RUN", help="the run's name (the mode
 VIEWS = arg(
     "--views", default="flip", metavar="SPEC", help="test-time augmentation, e.g. center, flip, tencrop, multiscale"
 )
-OWN_VIEWS = arg("--views", default=None, metavar="SPEC", help="test-time augmentation (the ensemble's, else flip)")
+OWN_VIEWS = arg(
+    "--views", default=None, metavar="SPEC", help="test-time augmentation (the ensemble's, else flip), or auto"
+)
 RULE = arg("--rule", default=None, metavar="RULE", help="vote, mean, gmean, select, … (the ensemble's, else vote)")
 PROCS = arg("--procs", type=int, default=None, metavar="N", help="processes (one per GPU, else 1)")
 # key=value words, anywhere on the line; taken out before argparse sees it, so that they never pass for a RUN.

@@ -42,7 +42,9 @@ def _explain(path: Path, record: dict[str, Any]) -> None:
         f"data: {data['name']} ({data['size']}), {data['classes']} classes, data digest {_short(data['digest'])}, "
         f"folds digest {_short(data['folds'])}"
     )
-    paragraph(f"rule: {record['rule']['spec']}, views {views['spec']}; {_fitted(record)}")
+    others = ", ".join(name for _, name in views.get("chosen_from", ()))
+    chosen = f" (chosen by score from {others})" if others else ""
+    paragraph(f"rule: {record['rule']['spec']}, views {views['spec']}{chosen}; {_fitted(record)}")
     estimate = record.get("estimate")
     if estimate:
         paragraph(

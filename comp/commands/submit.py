@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from comp import config, files, metrics
+from comp import config, files, metrics, predictions
 from comp.commands import common, kaggle_client, truths
 from comp.commands import ledger as sending
 from comp.config import DataConfig
@@ -22,6 +22,8 @@ from comp.errors import CompError, Exit
 from comp.metrics import Estimate
 from comp.reporting import blend_table
 from comp.reporting.score_table import paragraph
+
+AUTO = "auto"  # VIEWS=auto: the best of the view sets that are there
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ def submit(
     Args:
         runs: The members; empty for the ensemble file's, or every complete run, or what there is.
         data: The data set.
-        views: Test-time augmentation of the members' predictions; default the ensemble file's, else `flip`.
+        views: Test-time augmentation of the members' predictions; default the ensemble file's, else `flip`. `auto`
+            takes, of the view sets that all members have predictions of, the one with the best out-of-fold score.
         rule: The voting rule; default the ensemble file's, else `vote`.
         name: The CSV's name; default built from members, rule and views.
         ensemble: A file of `configs/ensembles/`.
@@ -65,7 +68,9 @@ def submit(
     home, data_config, _ = common.project(data, settings)  # names are checked before any photo is read
     file = config.load_ensemble(home, ensemble) if ensemble else config.EnsembleConfig()
     method = methods.method(rule or file.rule)
-    spec, views_file = truths.views_of(data_config, views or file.views)
+    views = views or file.views
+    if views != AUTO:
+        truths.views_of(data_config, views)
     if upload is not None:
         kaggle_client.need(data_config)
     home, data_config, dataset, truth = truths.of_set(data, settings)
@@ -78,9 +83,16 @@ def submit(
     truth = truth.with_test_order(form.ids)
     choice = choosing.choose(home, truth, runs or file.members)
     splits = ("oof", "test", "val") if truth.val else ("oof", "test")
-    _predict_missing(choice, views_file, splits, data, views or file.views, procs, settings)
-    read = members.load(home, truth, choice, spec, views_file, splits)
-    blend = submission.blend(read, choice, truth, method, data_config.metric)
+    if views == AUTO:
+        candidates = _common_views(choice, splits)
+    else:
+        candidates = [truths.views_of(data_config, views)]
+        _predict_missing(choice, candidates[0][1], splits, data, views, procs, settings)
+    sets = [members.load(home, truth, choice, *names, splits) for names in candidates]
+    chosen = submission.choose_views(sets, truth, method, data_config.metric) if views == AUTO else None
+    spec, views_file = candidates[chosen.best if chosen else 0]
+    read = sets[chosen.best if chosen else 0]
+    blend = submission.blend(read, choice, truth, method, data_config.metric, chosen.cross if chosen else None)
     names = [member.name for member in read]
     name = name or submission.default_name(names, blend.rule, views_file)
 
@@ -88,6 +100,8 @@ def submit(
         paragraph(note)
     _say_leaks(dataset)
     blend_table.show(blend, data, spec, len(truth.numbers))
+    if chosen:
+        _say_views(chosen, [known for _, known in candidates])
     content = table.text(form, blend.probs)
     digest = files.digest_bytes(content)
     folder = home / "submissions" / data
@@ -109,6 +123,7 @@ def submit(
             size=data_config.size_name,
             views=spec,
             views_file=views_file,
+            chosen_from=candidates if chosen else (),
             settings=settings,
             extra=extra,
         )
@@ -124,6 +139,30 @@ def submit(
     else:
         sending.send(home, data_config, path, record, upload)
     return Submitted(path, record, blend)
+
+
+def _common_views(choice: Choice, splits: Sequence[str]) -> list[tuple[str, str]]:
+    """(canonical form, file name) of every view set that all members have predictions of."""
+    found = choosing.common_views(choice, splits)
+    if not found:
+        names = " ".join(run.name for run in choice.runs)
+        what = "there is no view set that all members have predictions of"
+        raise CompError("--views auto", what, f"comp predict {names} --views tencrop", Exit.FILE)
+    run = next(run for run in choice.runs if not choosing.is_imported(run))
+    paths = [run.fold(choice.folds[0]).predictions(splits[0], name) for name in found]
+    return [
+        (str(predictions.load(path).header.get("views", "")), name) for path, name in zip(paths, found, strict=True)
+    ]
+
+
+def _say_views(chosen: submission.ViewsChoice, names: Sequence[str]) -> None:
+    """Which views were chosen, from which, and how safely."""
+    best = names[chosen.best]
+    if len(names) == 1:
+        paragraph(f"views: {best}, the only set that all members have predictions of")
+        return
+    same = f" in {chosen.parts.count(chosen.best)} of {len(chosen.parts)} rotations" if chosen.parts else ""
+    paragraph(f"views: {best}, chosen{same} from {', '.join(names)}; the choice is part of the estimate")
 
 
 def _predict_missing(

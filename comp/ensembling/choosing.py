@@ -135,3 +135,14 @@ def missing_files(choice: Choice, views_file: str, splits: Iterable[str]) -> lis
         for split in splits
         if not run.fold(fold).predictions(split, views_file).exists()
     ]
+
+
+def common_views(choice: Choice, splits: Iterable[str]) -> list[str]:
+    """File names of the view sets for which every member has its predictions on every fold, by name."""
+    splits = tuple(splits)
+    own = [run for run in choice.runs if not is_imported(run)]
+    if not own or not choice.folds:
+        return []
+    first = own[0].fold(choice.folds[0]).path.glob(f"{splits[0]}.*.npz")
+    names = sorted(path.name.removeprefix(f"{splits[0]}.").removesuffix(".npz") for path in first)
+    return [name for name in names if not missing_files(choice, name, splits)]

@@ -14,7 +14,7 @@ from comp.ensembling import choosing, members, methods
 from comp.ensembling.choosing import Choice
 from comp.ensembling.fitted import restore
 from comp.ensembling.members import Member, common_sheet
-from comp.ensembling.submission import average
+from comp.ensembling.submission import average, choose_views
 from comp.ensembling.truth import Truth
 from comp.errors import CompError, Exit
 from comp.runs import Run
@@ -83,16 +83,22 @@ def remake(home: Path, truth: Truth, record: Mapping[str, Any]) -> Remade:
                 what = f"{source.path.name} is not the file that was blended (its probabilities differ)"
                 raise CompError(where, what, "take that file back, or submit again", Exit.FILE)
     fitted = restore(record["rule"]["fitted"])
-    return Remade(read, average(fitted, read, choice.folds), _estimate(read, truth, record))
+    return Remade(read, average(fitted, read, choice.folds), _estimate(read, home, truth, choice, record))
 
 
-def _estimate(read: Sequence[Member], truth: Truth, record: Mapping[str, Any]) -> float | None:
+def _estimate(
+    read: Sequence[Member], home: Path, truth: Truth, choice: Choice, record: Mapping[str, Any]
+) -> float | None:
     from comp.ensembling.estimate import cross_fit
 
     sheet = common_sheet(read, truth)
     if sheet is None or record.get("estimate") is None:
         return None
     method = methods.method(record["rule"]["spec"])
+    if record["views"].get("chosen_from"):
+        known = [(spec, file) for spec, file in record["views"]["chosen_from"]]
+        sets = [members.load(home, truth, choice, spec, file, ("oof",)) for spec, file in known]
+        return choose_views(sets, truth, method, record["metric"]).cross.cross_fitted
     fit = cross_fit(method, sheet.probs, sheet.labels, sheet.folds, record["metric"], sheet.group_names)
     return fit.cross_fitted
 

@@ -8,7 +8,7 @@ import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from comp import files, metrics
 from comp.config import check_name
 from comp.ensembling.choosing import Choice
 from comp.ensembling.estimate import CrossFit, Fitted, Method, cross_fit
+from comp.ensembling.fitted import SubsetFit
 from comp.ensembling.members import Member, Sheet, common_sheet
+from comp.ensembling.methods import Choose, Subset
 from comp.ensembling.truth import Truth
 from comp.errors import CompError, Exit
 from comp.metrics import Estimate
@@ -106,14 +108,73 @@ def average(fitted: Fitted, members: Sequence[Member], folds: Sequence[int], spl
     return total / len(numbers)
 
 
-def blend(members: Sequence[Member], choice: Choice, truth: Truth, method: Method, metric: str) -> Blend:
+@dataclass(frozen=True)
+class ViewsChoice:
+    """One of several view sets for all members, chosen by the rule's score.
+
+    Attributes:
+        best: Place of the chosen set.
+        cross: What the rule with this choice is worth: the choice is rotated too. Its fit is the rule's on that set.
+        parts: For each rotated part, the set chosen without it.
+    """
+
+    best: int
+    cross: CrossFit
+    parts: tuple[int, ...]
+
+
+def choose_views(sets: Sequence[Sequence[Member]], truth: Truth, method: Method, metric: str) -> ViewsChoice:
+    """Choose among view sets on the out-of-fold rows, with a cross-fitted estimate of rule and choice together.
+
+    Args:
+        sets: For each view set the same members.
+        truth: The data set.
+        method: The rule.
+        metric: The competition's metric.
+
+    Raises:
+        CompError: Exit code 2: a member has no out-of-fold rows.
+    """
+    sheet = common_sheet([member for members in sets for member in members], truth)
+    if sheet is None:
+        lacking = ", ".join(member.name for member in sets[0] if member.oof is None)
+        what = f"is chosen by out-of-fold scores, and {lacking} has no such rows"
+        raise CompError("--views auto", what, "name the views", Exit.USAGE)
+    count = len(sets[0])
+    options = tuple(Subset(tuple(range(at * count, (at + 1) * count)), method) for at in range(len(sets)))
+    cross = cross_fit(Choose(options, method.name), sheet.probs, sheet.labels, sheet.folds, metric, sheet.group_names)
+
+    def place(fitted: Fitted) -> int:
+        assert isinstance(fitted, SubsetFit)
+        return fitted.members[0] // count
+
+    assert isinstance(cross.fitted, SubsetFit)
+    parts = tuple(place(fitted) for fitted in cross.by_part.values())
+    return ViewsChoice(place(cross.fitted), replace(cross, fitted=cross.fitted.inner), parts)
+
+
+def blend(
+    members: Sequence[Member],
+    choice: Choice,
+    truth: Truth,
+    method: Method,
+    metric: str,
+    cross: CrossFit | None = None,
+) -> Blend:
     """Fit a rule on the members' out-of-fold rows, estimate what it is worth, and predict.
+
+    Args:
+        members: The members.
+        choice: Their folds.
+        truth: The data set.
+        method: The rule.
+        metric: The competition's metric.
+        cross: The estimate where these members were chosen by score (`choose_views`), with the fitted rule.
 
     Raises:
         CompError: Exit code 2: the rule learns from out-of-fold rows and a member has none.
     """
     sheet = common_sheet(members, truth)
-    cross: CrossFit | None = None
     alone: tuple[Estimate, ...] = ()
     if sheet is None:
         tests = [member.for_fold(next(iter(choice.folds), None)).probs for member in members]
@@ -126,7 +187,8 @@ def blend(members: Sequence[Member], choice: Choice, truth: Truth, method: Metho
             raise CompError(f"rule {method.name}", what, fix, Exit.USAGE) from None
     else:
         alone = tuple(metrics.interval(metric, sheet.labels, probs, sheet.groups) for probs in sheet.probs)
-        cross = cross_fit(method, sheet.probs, sheet.labels, sheet.folds, metric, sheet.group_names)
+        if cross is None:
+            cross = cross_fit(method, sheet.probs, sheet.labels, sheet.folds, metric, sheet.group_names)
         fitted = cross.fitted
     return Blend(
         members=tuple(members),
@@ -208,6 +270,7 @@ def record(
     size: str,
     views: str,
     views_file: str,
+    chosen_from: Sequence[tuple[str, str]] = (),
     settings: Sequence[str],
     extra: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -222,6 +285,7 @@ def record(
         size: Name of the resolution whose manifest was read.
         views: Canonical form of the views.
         views_file: Their file name.
+        chosen_from: (canonical form, file name) of the sets they were chosen from by score; empty if they were not.
         settings: `data.key=value` words it was made with.
         extra: Further entries: leaks, photos answered with the prior, audit.
     """
@@ -250,7 +314,8 @@ def record(
             "settings": list(settings),
         },
         "metric": blend.metric,
-        "views": {"spec": views, "file": views_file},
+        "views": {"spec": views, "file": views_file}
+        | ({"chosen_from": [list(names) for names in chosen_from]} if chosen_from else {}),
         "rule": {"spec": blend.rule, "fitted": blend.fitted.describe()},
         "folds": list(blend.folds),
         "estimate": estimate,

@@ -14,7 +14,7 @@ from worlds import World
 
 from comp import files, metrics, predictions
 from comp.commands.submit import submit
-from comp.ensembling import rules, table
+from comp.ensembling import memory, rules, table
 from comp.errors import CompError, Exit
 
 
@@ -274,3 +274,61 @@ def test_torch_is_not_loaded(drawn: Callable[..., World], tmp_path: Path) -> Non
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def _two_view_sets(made: World, better: str) -> None:
+    """Three runs on `flip` and `center`, all of them better on one."""
+    for name in "abc":
+        for views in ("flip", "center"):
+            made.run(name, views=views, skill=3.0 if views == better else 1.0)
+
+
+@pytest.mark.parametrize("better", ["flip", "center"])
+def test_views_are_chosen_by_score(
+    drawn: Callable[..., World], capsys: pytest.CaptureFixture[str], better: str
+) -> None:
+    """VIEWS=auto makes the CSV of the better set, and says that the choice is part of the estimate."""
+    made = drawn(folds=3)
+    _two_view_sets(made, better)
+    auto = submit(data="drawn", views="auto", name="auto")
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"views: {better}, chosen in 3 of 3 rotations from center, flip; the choice is part" in said
+    named = submit(data="drawn", views=better, name="named")
+    assert auto.path.read_bytes() == named.path.read_bytes()
+    assert auto.record["views"] == {"spec": better, "file": better, "chosen_from": [["center", "center"], ["flip"] * 2]}
+    assert auto.record["estimate"]["cross_fitted"] == pytest.approx(named.record["estimate"]["cross_fitted"])
+    assert memory.remake(made.home, made.truth, auto.record).estimate == pytest.approx(
+        auto.record["estimate"]["cross_fitted"], abs=1e-12
+    )
+
+
+def test_choosing_among_equal_views_is_rotated(drawn: Callable[..., World]) -> None:
+    """Of sets that are equally good the best looks better than it is: the estimate must not believe it."""
+    made = drawn(folds=5, photos=120)
+    for views in ("center", "flip", "tencrop", "multicrop"):
+        for seed, name in enumerate("ab"):
+            made.run(name, views=views, skill=1.5, seed=seed)
+            # every view set draws other noise
+            for fold in range(5):
+                path = made.home / "runs/drawn" / name / f"fold{fold}" / f"oof.{views}.npz"
+                read = predictions.load(path)
+                labels = np.array([made.truth.labels[i] for i in read.ids.tolist()])
+                rng = np.random.default_rng([seed, fold, *views.encode()])
+                predictions.Predictions(read.ids, made.draw(labels, 1.0, rng), read.classes, read.header).save(path)
+    alone = [
+        submit(data="drawn", views=views, rule="mean", name=views).record["estimate"]["cross_fitted"]
+        for views in ("center", "flip", "tencrop", "multicrop")
+    ]
+    auto = submit(data="drawn", views="auto", rule="mean", name="auto").record["estimate"]
+    assert auto["in_sample"] == pytest.approx(max(alone))
+    assert auto["cross_fitted"] < max(alone)
+    assert auto["optimism"] > 0
+
+
+def test_no_view_set_for_all(drawn: Callable[..., World]) -> None:
+    made = drawn()
+    made.run("a", views="flip")
+    made.run("b", views="center")
+    with pytest.raises(CompError, match="no view set that all members have predictions of") as caught:
+        submit(data="drawn", views="auto")
+    assert caught.value.fix == "comp predict a b --views tencrop"
