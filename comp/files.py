@@ -192,7 +192,8 @@ def digest_file(path: Path) -> str:
 
 def digest_rows(rows: Iterable[Sequence[object]]) -> str:
     """SHA-256 over the sorted rows, each as JSON; independent of row order."""
-    lines = sorted(json.dumps([str(field) for field in row], ensure_ascii=False) for row in rows)
+    encode = json.JSONEncoder(ensure_ascii=False).encode
+    lines = sorted(encode([str(field) for field in row]) for row in rows)
     return digest_bytes("\n".join(lines).encode())
 
 

@@ -74,6 +74,32 @@ def test_no_finished_step_is_lost(server: Server, home: Path) -> None:
     one_line(ended, 143, "the state is saved (epoch 1, 5 of 5 steps)")
 
 
+def _until(server: Server, phase: str, pid: int, state: str = "") -> None:
+    """Wait until a command is in a phase (and, if given, in that state of /proc/<pid>/stat)."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if server.phase[0] == tiny.PHASES.index(phase) and (
+            not state or Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == state
+        ):
+            return
+        time.sleep(0.001)
+    raise AssertionError(f"process {pid} was not seen {phase} {state}")
+
+
+@pytest.mark.parametrize("phase", ["training", "validating", "saving"])
+def test_a_run_without_end_stops_within_ten_seconds(server: Server, home: Path, phase: str) -> None:
+    asked = []
+
+    def ask(pid: int) -> None:
+        _until(server, phase, pid)
+        asked.append(time.monotonic())
+        os.kill(pid, signal.SIGTERM)
+
+    ended = server.run(home, [*TRAIN, "epochs=1000000", "schedule.name=constant"], kill=ask)
+    assert time.monotonic() - asked[0] < 10
+    one_line(ended, 143, "the same command goes on")
+
+
 def test_a_second_start_is_refused_with_the_first_ones_pid_and_host(server: Server, home: Path) -> None:
     with files.lock(home / FOLD / ".lock", "training tiny/fold0"):
         ended = server.run(home, TRAIN)
@@ -94,6 +120,39 @@ def test_a_disk_that_is_full_keeps_the_last_state(
         ended = server.run(home, words)
         assert ended.code == 0, ended.output
     assert tiny.results(home) == prepared[1]
+
+
+@pytest.mark.slow
+def test_a_file_system_that_fills_up_in_the_middle(
+    server: Server, prepared: tuple[Path, dict[str, bytes]], home: Path
+) -> None:
+    """A real one of 64 MiB: there is room when training begins, and none when the second epoch is to be saved."""
+    folder = home / "runs"
+    folder.mkdir(exist_ok=True)
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder], capture_output=True, text=True)
+    if mount.returncode:
+        pytest.skip(f"needs the right to mount a file system ({mount.stderr.strip()})")
+    filler = folder / "filler"
+
+    def fill(pid: int) -> None:
+        _until(server, "validating", pid, "T")
+        with suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(2**16))
+        os.kill(pid, signal.SIGCONT)
+
+    try:
+        ended = server.run(home, TRAIN, kill=fill, signal_in=("validating", signal.SIGSTOP, 2))
+        one_line(ended, 7, "no space left on the device")
+        assert not list((home / FOLD).glob(".*.tmp"))
+        one_line(server.run(home, TRAIN), 7, "free")
+        filler.unlink()
+        for words in COMMANDS:
+            ended = server.run(home, words)
+            assert ended.code == 0, ended.output
+        assert tiny.results(home) == prepared[1]
+    finally:
+        subprocess.run(["umount", folder], check=True)
 
 
 @pytest.mark.slow
