@@ -1,7 +1,7 @@
 """The commands that work from prediction files alone, on a competition of full size: `python -m benchmarks.files`.
 
-Draws a data set of the flower competition's size (104 classes, 16,465 labelled and 7,382 test photos, 16 pixels) and the
-prediction files of 40 runs of 5 folds, 20 of them with test predictions, into a folder that is kept for the next time.
+Draws a data set of the flower competition's size (104 classes, 16,465 labelled and 7,382 test photos, 16 pixels) and
+the prediction files of 40 runs of 5 folds, 20 of them with test predictions, into a folder kept for the next time.
 Then times the commands as a user waits for them, the start of Python included; the median of three. About 700 MB.
 """
 
