@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import threading
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ MAX_PIXELS = 64_000_000
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
 _ORIENTATION = 274  # the EXIF tag
 _KEEP_OPEN = 128  # a set of at most so many files keeps them open
+# Pillow's remarks on damaged metadata: the pixels are what counts, and a filter for one call would not be thread-safe.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def decode(data: bytes, where: object, max_pixels: int = MAX_PIXELS) -> Pixels:

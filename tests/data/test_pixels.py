@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import pickle
 import struct
+import subprocess
+import sys
 import threading
 import zlib
 from contextlib import suppress
@@ -62,6 +64,23 @@ def test_exif_orientation_is_applied(form: str, orientation: int) -> None:
     pixels, notes = inspect(data, "x")
     same(pixels, ImageOps.exif_transpose(Image.open(io.BytesIO(data))), within=3 if form == "JPEG" else 0)
     assert ("EXIF rotation" in notes) == (orientation > 1)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01\x03\0\x01\0\0\0",  # five entries are said, none is whole
+        b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01\x12\0\x03\0\0\0\x05\0\x06\0\0\x9c\x9b\0\x01\0\0\xff\xff\0\0\0\x40",
+    ],
+)
+def test_damaged_exif_says_nothing_and_does_nothing(tmp_path: Path, body: bytes) -> None:
+    plain = jpeg()
+    path = tmp_path / "x.jpg"
+    path.write_bytes(plain[:2] + b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body + plain[2:])
+    code = f"from comp.data.pixels import decode; print(decode(open({str(path)!r}, 'rb').read(), 'x').tobytes().hex())"
+    done = subprocess.run([sys.executable, "-W", "default", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert bytes.fromhex(done.stdout) == decode(plain, "x").tobytes()
 
 
 def test_nonsense_exif_is_no_rotation() -> None:
