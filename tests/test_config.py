@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -162,3 +163,15 @@ def test_every_model_yaml_begins_with_its_command_score_and_time(project: Path) 
 
 def test_unset_data_is_complete() -> None:
     assert DataConfig(name="x").root_path(Path("/home")) == Path("/home/data/raw/x")
+
+
+def test_every_model_file_says_how_to_train_it_and_what_it_scores(project: Path) -> None:
+    """Headed by command, score on petals fold 0, time and machine; or why there is no score."""
+    found = sorted((project / "configs" / "models").glob("*.yaml"))
+    assert len(found) > 30
+    for path in found:
+        lines = path.read_text().splitlines()
+        assert lines[0] == f"# make train MODEL={path.stem}", path
+        score = " ".join(line.lstrip("# ") for line in lines[1:3])
+        measured = re.match(r"score: macro F1 0\.\d{3}.* on petals fold 0.* \d+ s on \d+ cores of ", score)
+        assert measured or score.startswith("score: not measured: "), f"{path}: {score}"

@@ -77,8 +77,13 @@ def test_damaged_exif_says_nothing_and_does_nothing(tmp_path: Path, body: bytes)
     plain = jpeg()
     path = tmp_path / "x.jpg"
     path.write_bytes(plain[:2] + b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body + plain[2:])
-    code = f"from comp.data.pixels import decode; print(decode(open({str(path)!r}, 'rb').read(), 'x').tobytes().hex())"
-    done = subprocess.run([sys.executable, "-W", "default", "-c", code], capture_output=True, text=True, check=True)
+    code = (
+        "import sys; from pathlib import Path; from comp.data.pixels import decode; "
+        "print(decode(Path(sys.argv[1]).read_bytes(), 'x').tobytes().hex())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "default", "-c", code, path], capture_output=True, text=True, check=True
+    )
     assert done.stderr == ""
     assert bytes.fromhex(done.stdout) == decode(plain, "x").tobytes()
 
