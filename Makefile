@@ -23,7 +23,7 @@ words = read -r -a args <<< "$${ARGS//$$'\n'/ }"; read -r -a runs <<< "$${RUNS//
 	options() { for pair in "$$@"; do name=$${pair%%=*}; flag=$${pair\#*=}; \
 	if [ -n "$${!name}" ]; then opts+=("$$flag=$${!name}"); fi; done; }; opts=()
 
-.PHONY: help setup data folds show model train train-all predict scores submit views compare doctor test check soak clean
+.PHONY: help setup data folds show model train train-all predict scores submit views compare doctor test check soak lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -82,7 +82,7 @@ soak: $(READY) ## the long fault tests (hours): kills, failed writes, fuzzing
 	@$(VENV)/bin/python -m tests.faults.soak
 
 lock: $(READY) ## pin the newest versions with their hashes
-	@$(VENV)/tools/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	@uv=$$(command -v uv || echo $(VENV)/tools/bin/uv); "$$uv" pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header --no-annotate --upgrade -q -o requirements.txt
 
 clean: ## remove the environment (runs, data and submissions stay)
