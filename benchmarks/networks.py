@@ -50,6 +50,7 @@ COMMON: dict[str, Any] = {
 }
 SLOW: dict[str, Any] = {"optim": {"lr": 2e-4}, "batch": 16}  # nets without BatchNorm
 
+BY_HAND = "## Transfer"  # the page from here on is written by hand and stays
 FOR_HEADERS = ("resnet50", "resnet101_a", "resnet101_c", "resnet152_a", "resnet152_c")  # twins of the table's networks
 
 INTRODUCTION = f"""# The papers' networks on small photos
@@ -372,7 +373,9 @@ def main() -> None:
     todo = [cell for cell in wanted if finished(cell, home) is None]
     terminal.say(f"{len(wanted) - len(todo)} of {len(wanted)} cells are there, {len(todo)} to do")
     failed = run_all(todo, given.jobs, roots)
-    files.write_text(home / "docs" / "networks.md", table(home, everything))
+    page = home / "docs" / "networks.md"
+    _, found, by_hand = (page.read_text() if page.exists() else "").partition(BY_HAND)
+    files.write_text(page, table(home, everything) + ("\n" + found + by_hand if found else ""))
     terminal.say("wrote docs/networks.md")
     sys.exit(1 if failed else 0)
 
