@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ import pytest
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 # The networks of tests are tiny: threads would spend their time waiting for each other, most of all on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Under nohup SIGHUP is ignored, by all that is started from here too; tests send it and want to see it obeyed.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 PROJECT = Path(__file__).resolve().parents[1]
 

@@ -22,7 +22,7 @@ from comp.predictions import Predictions
 from comp.reporting.curves import log_rows, mean_curve, validation_curve
 from comp.runs import Fold, Run
 
-_THREADS = 4
+_THREADS = 2  # more of them wait for the interpreter: 4 take longer than 2
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,10 @@ class _Rows:
         """(N,) which labelled photo each of a file's rows is."""
         key = read.ids.tobytes()
         if key not in self.seen:
-            check_known(read, self.truth.labels, where)
-            self.seen[key] = np.array([self.number[i] for i in read.ids.tolist()], dtype=np.int64)
+            place = [self.number.get(i, -1) for i in read.ids.tolist()]
+            if -1 in place:
+                check_known(read, self.truth.labels, where)  # says which
+            self.seen[key] = np.array(place, dtype=np.int64)
         return self.seen[key]
 
 
