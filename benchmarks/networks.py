@@ -60,7 +60,7 @@ page). One fold (0 of 5), crops of 64 pixels, from scratch, one recipe for all: 
 batch {COMMON["batch"]} and learning rate {COMMON["optim"]["lr"]:g} with BatchNorm,
 batch {SLOW["batch"]} and {SLOW["optim"]["lr"]:g} without.
 Seconds are training and validation of all epochs on {THREADS} cores: whole epochs that should fit into 60, and 180 for
-the two deepest (their twins with other shortcuts: 60), as a few steps at the start foretell; the column says what it was.
+the two deepest (their twins with other shortcuts: 60), as a few steps at the start foretell.
 Brackets are 95 % intervals over the choice of photos. The table shows that each network runs and learns; a minute is
 not what it can do."""
 
