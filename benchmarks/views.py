@@ -211,6 +211,7 @@ def main(words: Sequence[str] | None = None) -> None:
     options.add_argument("--only", default="", help="measure only the loops whose name holds this word")
     options.add_argument("--agree", default="", metavar="RUN")
     options.add_argument("--data", default="petals", metavar="SET")
+    options.add_argument("--fold", type=int, default=None, help="with --agree: this fold alone")
     options.add_argument("--json", action="store_true")
     options.add_argument("--memory", default="", metavar="SPEC", help=argparse.SUPPRESS)
     given = options.parse_args(words)
@@ -219,7 +220,7 @@ def main(words: Sequence[str] | None = None) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     workers = given.workers if given.workers is not None else (8 if device.type == "cuda" else 2)
     if given.agree:
-        agree(given.agree, given.data, device, workers)
+        agree(given.agree, given.data, device, workers, given.fold)
         return
     photos = draw(given.photos)
     network = lively(timm.create_model(given.model), photos).to(device)
@@ -310,7 +311,7 @@ def report(
     terminal.table(("loop", "images/s", "against the first", "max |Δp|"), cells, title=title)
 
 
-def agree(run: str, data: str, device: torch.device, workers: int) -> None:
+def agree(run: str, data: str, device: torch.device, workers: int, number: int | None = None) -> None:
     """fp32 against the fast precision on a trained run's out-of-fold photos: top-1, probabilities, score."""
     home, data_config, _, truth = truths.of_set(data)
     this = Run(home, data, run)
@@ -321,7 +322,7 @@ def agree(run: str, data: str, device: torch.device, workers: int) -> None:
     rows = []
     for views in ("center", "tencrop", "multiscale"):
         pairs, labels = [], []
-        for fold in this.finished():
+        for fold in this.finished() if number is None else [this.fold(number)]:
             stored = store.load_model(fold, device)
             places = rows_of_split(dataset, truth.folds, fold, "oof")
             both = [
