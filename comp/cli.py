@@ -35,9 +35,7 @@ NAME = arg("--name", default=None, metavar="RUN", help="the run's name (the mode
 VIEWS = arg(
     "--views", default="flip", metavar="SPEC", help="test-time augmentation, e.g. center, flip, tencrop, multiscale"
 )
-OWN_VIEWS = arg(
-    "--views", default=None, metavar="SPEC", help="test-time augmentation (the ensemble's, else flip), or auto"
-)
+OWN_VIEWS = arg("--views", default=None, metavar="SPEC", help="test-time augmentation (the ensemble's, else flip)")
 RULE = arg("--rule", default=None, metavar="RULE", help="vote, mean, gmean, select, … (the ensemble's, else vote)")
 PROCS = arg("--procs", type=int, default=None, metavar="N", help="processes (one per GPU, else 1)")
 # key=value words, anywhere on the line; taken out before argparse sees it, so that they never pass for a RUN.
@@ -112,7 +110,7 @@ VERBS = {
         (
             RUNS,
             DATA,
-            OWN_VIEWS,
+            arg("--views", default=None, metavar="SPEC", help="as for predict (the ensemble's, else flip), or auto"),
             RULE,
             NAME,
             arg("--ensemble", default=None, metavar="FILE", help="a file of configs/ensembles/"),

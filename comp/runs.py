@@ -62,6 +62,11 @@ class Fold:
         """`split` is oof or test; `views` the file name of a view set."""
         return self.path / f"{split}.{views}.npz"
 
+    def view_sets(self, split: str) -> list[str]:
+        """File names of the view sets that there are predictions of, sorted; single views kept beside one are none."""
+        found = (path.name.removeprefix(f"{split}.").removesuffix(".npz") for path in self.path.glob(f"{split}.*.npz"))
+        return sorted(name for name in found if not name.endswith(".views"))
+
     @property
     def finished(self) -> bool:
         """Training ends by writing the out-of-fold predictions; they are there whole or not at all."""

@@ -57,17 +57,13 @@ def compare(
 
 def shared_views(choice: Choice, data: str) -> str:
     """File name of a view set that all the members' out-of-fold predictions have on the common folds."""
-    common: set[str] | None = None
-    for run in choice.runs:
-        for fold in choice.folds if not is_imported(run) else ():
-            names = {p.name.removeprefix("oof.").removesuffix(".npz") for p in run.fold(fold).path.glob("oof.*.npz")}
-            common = names if common is None else common & names
-    if common is None:
+    if all(is_imported(run) for run in choice.runs):
         return ""
+    common = choosing.common_views(choice, ("oof",))
     if not common:
         fix = f"comp predict {' '.join(run.name for run in choice.runs)} --data {data} --views flip"
         raise CompError("runs", "have no view set in common", fix, Exit.FILE)
-    return next((name for name in _PREFERRED if name in common), sorted(common)[0])
+    return next((name for name in _PREFERRED if name in common), common[0])
 
 
 def read_sheet(

@@ -16,7 +16,8 @@ from comp.config import DataConfig
 from comp.data.manifest import Dataset
 from comp.ensembling import audit, choosing, ledger, members, methods, submission, table
 from comp.ensembling.choosing import Choice
-from comp.ensembling.submission import Blend
+from comp.ensembling.estimate import Method
+from comp.ensembling.submission import Blend, ViewsChoice
 from comp.ensembling.truth import Truth
 from comp.errors import CompError, Exit
 from comp.metrics import Estimate
@@ -69,8 +70,7 @@ def submit(
     file = config.load_ensemble(home, ensemble) if ensemble else config.EnsembleConfig()
     method = methods.method(rule or file.rule)
     views = views or file.views
-    if views != AUTO:
-        truths.views_of(data_config, views)
+    named = None if views == AUTO else truths.views_of(data_config, views)
     if upload is not None:
         kaggle_client.need(data_config)
     home, data_config, dataset, truth = truths.of_set(data, settings)
@@ -83,15 +83,12 @@ def submit(
     truth = truth.with_test_order(form.ids)
     choice = choosing.choose(home, truth, runs or file.members)
     splits = ("oof", "test", "val") if truth.val else ("oof", "test")
-    if views == AUTO:
-        candidates = _common_views(choice, splits)
-    else:
-        candidates = [truths.views_of(data_config, views)]
-        _predict_missing(choice, candidates[0][1], splits, data, views, procs, settings)
-    sets = [members.load(home, truth, choice, *names, splits) for names in candidates]
-    chosen = submission.choose_views(sets, truth, method, data_config.metric) if views == AUTO else None
+    candidates, chosen = (
+        ([named], None) if named else _chosen_views(home, truth, choice, method, data_config.metric, splits)
+    )
     spec, views_file = candidates[chosen.best if chosen else 0]
-    read = sets[chosen.best if chosen else 0]
+    _predict_missing(choice, views_file, splits, data, views, procs, settings)
+    read = members.load(home, truth, choice, spec, views_file, splits)
     blend = submission.blend(read, choice, truth, method, data_config.metric, chosen.cross if chosen else None)
     names = [member.name for member in read]
     name = name or submission.default_name(names, blend.rule, views_file)
@@ -141,21 +138,23 @@ def submit(
     return Submitted(path, record, blend)
 
 
-def _common_views(choice: Choice, splits: Sequence[str]) -> list[tuple[str, str]]:
-    """(canonical form, file name) of every view set that all members have predictions of."""
+def _chosen_views(
+    home: Path, truth: Truth, choice: Choice, method: Method, metric: str, splits: Sequence[str]
+) -> tuple[list[tuple[str, str]], ViewsChoice]:
+    """(canonical form, file name) of every view set that all members have predictions of, and which is the best."""
     found = choosing.common_views(choice, splits)
     if not found:
         names = " ".join(run.name for run in choice.runs)
         what = "there is no view set that all members have predictions of"
         raise CompError("--views auto", what, f"comp predict {names} --views tencrop", Exit.FILE)
     run = next(run for run in choice.runs if not choosing.is_imported(run))
-    paths = [run.fold(choice.folds[0]).predictions(splits[0], name) for name in found]
-    return [
-        (str(predictions.load(path).header.get("views", "")), name) for path, name in zip(paths, found, strict=True)
-    ]
+    first = run.fold(choice.folds[0])
+    known = [(str(predictions.load(first.predictions("oof", name)).header.get("views", "")), name) for name in found]
+    sets = [members.load(home, truth, choice, *names, ("oof",)) for names in known]
+    return known, submission.choose_views(sets, truth, method, metric)
 
 
-def _say_views(chosen: submission.ViewsChoice, names: Sequence[str]) -> None:
+def _say_views(chosen: ViewsChoice, names: Sequence[str]) -> None:
     """Which views were chosen, from which, and how safely."""
     best = names[chosen.best]
     if len(names) == 1:

@@ -143,6 +143,5 @@ def common_views(choice: Choice, splits: Iterable[str]) -> list[str]:
     own = [run for run in choice.runs if not is_imported(run)]
     if not own or not choice.folds:
         return []
-    first = own[0].fold(choice.folds[0]).path.glob(f"{splits[0]}.*.npz")
-    names = sorted(path.name.removeprefix(f"{splits[0]}.").removesuffix(".npz") for path in first)
+    names = own[0].fold(choice.folds[0]).view_sets(splits[0])
     return [name for name in names if not missing_files(choice, name, splits)]

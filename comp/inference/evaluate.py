@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "evaluate", "resolve_precision"]
 
-# Crops of 224 pixels in one forward pass, per CPU thread and per GPU. More gain nothing on a CPU (docs/views.md).
+# Crops of 224 pixels in one forward pass, per CPU thread and per GPU. More would only take more memory.
 BATCH = {"cpu": 10, "cuda": 256}
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
 

@@ -144,10 +144,8 @@ def _views_of(folds: Sequence[Fold]) -> dict[str, list[tuple[Fold, Path]]]:
     """View set (by file name) → the folds that have it."""
     found: dict[str, list[tuple[Fold, Path]]] = {}
     for fold in folds:
-        for path in sorted(fold.path.glob("oof.*.npz")):
-            name = path.name.removeprefix("oof.").removesuffix(".npz")
-            if not name.endswith(".views"):  # single views kept beside the average
-                found.setdefault(name, []).append((fold, path))
+        for name in fold.view_sets("oof"):
+            found.setdefault(name, []).append((fold, fold.predictions("oof", name)))
     return found
 
 

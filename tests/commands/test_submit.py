@@ -325,6 +325,17 @@ def test_choosing_among_equal_views_is_rotated(drawn: Callable[..., World]) -> N
     assert auto["optimism"] > 0
 
 
+def test_single_views_kept_beside_the_average_are_no_view_set(drawn: Callable[..., World]) -> None:
+    """What `comp predict --keep` leaves behind is not a candidate."""
+    made = drawn(folds=2)
+    made.run("a", views="flip")
+    for fold in range(2):
+        for split in ("oof", "test"):
+            path = made.home / f"runs/drawn/a/fold{fold}/{split}.flip.npz"
+            path.with_name(f"{split}.flip.views.npz").write_bytes(b"other arrays")
+    assert submit(data="drawn", views="auto").record["views"]["chosen_from"] == [["flip", "flip"]]
+
+
 def test_no_view_set_for_all(drawn: Callable[..., World]) -> None:
     made = drawn()
     made.run("a", views="flip")
