@@ -74,24 +74,12 @@ def test_no_finished_step_is_lost(server: Server, home: Path) -> None:
     one_line(ended, 143, "the state is saved (epoch 1, 5 of 5 steps)")
 
 
-def _until(server: Server, phase: str, pid: int, state: str = "") -> None:
-    """Wait until a command is in a phase (and, if given, in that state of /proc/<pid>/stat)."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if server.phase[0] == tiny.PHASES.index(phase) and (
-            not state or Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == state
-        ):
-            return
-        time.sleep(0.001)
-    raise AssertionError(f"process {pid} was not seen {phase} {state}")
-
-
 @pytest.mark.parametrize("phase", ["training", "validating", "saving"])
 def test_a_run_without_end_stops_within_ten_seconds(server: Server, home: Path, phase: str) -> None:
     asked = []
 
     def ask(pid: int) -> None:
-        _until(server, phase, pid)
+        assert server.seen(phase, pid)
         asked.append(time.monotonic())
         os.kill(pid, signal.SIGTERM)
 
@@ -135,7 +123,7 @@ def test_a_file_system_that_fills_up_in_the_middle(
     filler = folder / "filler"
 
     def fill(pid: int) -> None:
-        _until(server, "validating", pid, "T")
+        assert server.seen("validating", pid, stopped=True)
         with suppress(OSError), filler.open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(2**16))

@@ -155,20 +155,28 @@ class Server:
         """Kill so many seconds after a phase is first seen."""
 
         def kill(pid: int) -> None:
-            until = time.monotonic() + within
-            while self.phase[0] != PHASES.index(phase) and time.monotonic() < until and _alive(pid):
-                time.sleep(0.0002)
+            self.seen(phase, pid, within=within)
             time.sleep(seconds)
             _kill(pid)
 
         return kill
 
-
-def _alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
+    def seen(self, phase: str, pid: int, *, stopped: bool = False, within: float = 30.0) -> bool:
+        """Wait until a process is in a phase (and, if asked for, stopped there); False if it ends or time is over."""
+        until = time.monotonic() + within
+        while time.monotonic() < until and (state := _state(pid)) not in ("", "Z"):
+            if self.phase[0] == PHASES.index(phase) and (state == "T" or not stopped):
+                return True
+            time.sleep(0.0002)
         return False
+
+
+def _state(pid: int) -> str:
+    """R, S, T, Z … as in proc(5); empty where there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return ""
 
 
 def _kill(pid: int) -> None:
