@@ -61,7 +61,8 @@ batch {COMMON["batch"]} and learning rate {COMMON["optim"]["lr"]:g} with BatchNo
 batch {SLOW["batch"]} and {SLOW["optim"]["lr"]:g} without.
 Seconds are training and validation of all epochs on {THREADS} cores: whole epochs that should fit into 60, and 180 for
 the two deepest (their twins with other shortcuts: 60), as a few steps at the start foretell.
-Brackets are 95 % intervals over the choice of photos. The table shows that each network runs and learns; a minute is
+Compare rows of as many epochs: resnet50 and resnet50_b are one network. Brackets are 95 % intervals over the choice of
+photos. The table shows that each network runs and learns; a minute is
 not what it can do."""
 
 

@@ -23,7 +23,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's malloc")
-def test_tensors_of_48_mib_are_not_mapped_anew():
+def test_tensors_of_48_mib_are_not_mapped_anew() -> None:
     """The last ten of forty: 122,880 pages of 4 KiB, of huge pages fewer, so a plain process is asked too."""
 
     def faults(how: str) -> int:
