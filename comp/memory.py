@@ -15,8 +15,8 @@ def keep_pages() -> None:
 
     By default glibc maps every block of more than 32 MiB anew and unmaps it when it is freed, and the system clears
     each of its pages at the first touch. A network on a CPU does that for the output of every early layer, which costs
-    a tenth to a fifth of its time (`python -m benchmarks.memory`). Arithmetic is not touched. The price: the process stays as large as
-    it has been. Nothing happens where the C library is another one.
+    a tenth to a fifth of its time (`python -m benchmarks.memory`). Arithmetic is not touched. The price: the process
+    stays as large as it has been. Nothing happens where the C library is another one.
     """
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
