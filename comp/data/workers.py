@@ -34,6 +34,8 @@ Key = TypeVar("Key")
 Pixels = NDArray[np.uint8]
 
 CHUNK = 8  # images of one message: few enough to spread a small batch, enough that messages cost nothing
+# Sent to a whole group: the parent saves its state and then closes the workers.
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _GRACE = 5.0  # seconds a worker gets to end by itself
 
 _open: set[Any] = set()  # the parent's ends of all pipes; a worker that kept one would keep another from ending
@@ -100,9 +102,14 @@ class _Pool:
                 process = context.Process(
                     target=_work, args=(make, self.ring, theirs), name=f"loader worker {number}", daemon=True
                 )
-                with warnings.catch_warnings():  # forking beside threads: a worker uses none of their locks
-                    warnings.simplefilter("ignore", DeprecationWarning)
-                    process.start()
+                # Signals wait until the worker ignores them: one that came before would end it.
+                mask = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
+                try:
+                    with warnings.catch_warnings():  # forking beside threads: a worker uses none of their locks
+                        warnings.simplefilter("ignore", DeprecationWarning)
+                        process.start()
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
                 self.processes.append(process)
                 theirs.close()
         except OSError as error:
@@ -160,8 +167,9 @@ class _Pool:
 
 def _work(make: Callable[[Any], Pixels], ring: Pixels, pipe: Connection[Any, Any]) -> None:
     """A worker's life: chunks in, pixels into the ring, None or an exception back."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # sent to a whole group: the parent saves its state and then closes us
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)
     for parents_end in _open:
         parents_end.close()
     gc.freeze()  # what was there before the fork stays shared

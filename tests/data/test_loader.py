@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+from comp.data import workers
 from comp.data.augment import pipeline
 from comp.data.loader import TrainingImages, batches, default_workers
 from comp.data.order import seed_of
@@ -166,6 +167,21 @@ def test_signals_to_the_group_leave_the_workers_at_work(images: TrainingImages) 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             os.kill(process.pid, number)
     assert len(list(source)) == 11
+
+
+def test_signals_to_a_worker_that_has_just_begun_leave_it_at_work(
+    images: TrainingImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They come before its first line runs, where what the parent does with them would still hold."""
+    work = workers._work
+
+    def late(*args: Any) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+        work(*args)
+
+    monkeypatch.setattr(workers, "_work", late)
+    assert len(list(batches(images, ([(row % 30, 0)] * 8 for row in range(12)), 2))) == 12
 
 
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
